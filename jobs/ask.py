@@ -1,0 +1,115 @@
+"""`wiseline ask`: one question to the endpoint, or to the model itself with --offline."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from typing import Annotated, Any
+
+import typer
+
+from jobs.options import ConfigOption, JsonOption, SetOption, print_json
+from jobs.serve import url_of
+from pipeline.config import Config, load_config
+from pipeline.errors import EndpointError
+
+TIMEOUT_SECONDS = 600  # a long answer of a large model on CPU
+
+
+def ask_command(
+    question: Annotated[str, typer.Argument(help="The prompt.", show_default=False)],
+    chat: Annotated[bool, typer.Option("--chat/--plain", help="Ask as a chat message, or continue the text.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Load the model here; no endpoint, no Ray.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say which edit was nearest, and how near.")] = False,
+    url: Annotated[str | None, typer.Option("--url", help="The endpoint (default: serve.host and serve.port).")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_line: JsonOption = False,
+) -> None:
+    """Ask the endpoint one question.
+
+    Prints the answer, and which release and memory gave it.
+    """
+    settings = load_config(config, overrides=set_ or ())
+    body: dict[str, Any] = {"model": "wiseline", "explain": explain}
+    body |= {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
+    if offline:
+        response = _ask_here(settings, body)
+    else:
+        response = _ask_endpoint(url or url_of(settings.serve, settings.serve.port), body)
+    choice = response["choices"][0]
+    answer = (choice["message"]["content"] if chat else choice["text"]).strip()
+    typer.echo(answer)
+    typer.secho(_origin(response["wiseline"]), err=True, dim=True)
+    if json_line:
+        print_json({"answer": answer, "finish_reason": choice["finish_reason"], **response["wiseline"]})
+
+
+def _ask_endpoint(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    address = url.rstrip("/").removesuffix("/v1") + path
+    if not address.startswith(("http://", "https://")):
+        raise EndpointError(f"{url} is not the address of an endpoint; it begins with http:// or https://.")
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except urllib.error.HTTPError as error:
+        raise EndpointError(_refusal(url, error)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise EndpointError(
+            f"No endpoint answers at {url} ({reason}); start one with `wiseline serve`, or ask with --offline."
+        ) from None
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{url} answers {error.code} {error.reason}; is it a wiseline endpoint?"
+
+
+def _ask_here(config: Config, body: dict[str, Any]) -> dict[str, Any]:
+    """What the endpoint would answer, by the same engine, without Ray and without a port."""
+    from pipeline.models.base_model import load_base_model
+    from pipeline.models.loaded_release import load_release
+    from pipeline.serving.answers import Answerer
+    from pipeline.serving.engine import Engine
+    from pipeline.serving.openai_api import ChatRequest, CompletionRequest
+    from pipeline.storage.object_store import open_store
+    from pipeline.storage.releases import head
+
+    store = open_store(config.store)
+    release = head(store)
+    engine = Engine(load_base_model(config.model), config.serve)
+    if release is not None:
+        engine.swap(load_release(store, release, engine.base))
+    request = (ChatRequest if "messages" in body else CompletionRequest).model_validate(body)
+
+    async def answer() -> dict[str, Any]:
+        return await (await Answerer(config, engine).begin(request)).complete()
+
+    engine.start()
+    try:
+        return asyncio.run(answer())
+    finally:
+        engine.close()
+
+
+def _origin(wiseline: dict[str, Any]) -> str:
+    """Who answered and, if that was asked, why."""
+    release = f"release {wiseline['release']}" if wiseline["release"] else "the base model, before any release"
+    said = f"{release}, {wiseline['route']}"
+    why = wiseline.get("why")
+    if why is None:
+        return said
+    if why["nearest_edit"] is None:
+        return f"{said}; there is no edit to compare with"
+    edit, sign = why["nearest_edit"], ">" if why["memory"] is not None else "≤"
+    return (
+        f"{said}\n"
+        f"score {why['score']:.3f} {sign} threshold {why['threshold']:.3f}, similarity {why['similarity']:.3f}\n"
+        f"nearest edit {edit['edit_id']}: {edit['prompt']} → {edit['target']}"
+    )

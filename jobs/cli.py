@@ -1,0 +1,71 @@
+"""`wiseline`: every job as a command. Each job module exports its command; this file only lists them."""
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from jobs.ask import ask_command
+from jobs.ingest_edits import ingest_command
+from jobs.releases import list_command, rollback_command, show_command
+from jobs.run_round import round_command
+from jobs.serve import serve_command
+from jobs.status import status_command
+from pipeline.errors import WiselineError
+
+app = typer.Typer(
+    name="wiseline",
+    help="Keep a deployed language model current: edits in, a routed model served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+releases = typer.Typer(help="List, show and roll back releases.", no_args_is_help=True)
+
+app.command("ingest")(ingest_command)
+app.command("round")(round_command)
+app.command("serve")(serve_command)
+app.command("ask")(ask_command)
+app.command("status")(status_command)
+app.add_typer(releases, name="releases")
+releases.command("list")(list_command)
+releases.command("show")(show_command)
+releases.command("rollback")(rollback_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"wiseline {version('wiseline')}")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            print("wiseline (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def wiseline(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run one command. What the user can put right is one sentence on stderr and exit code 1, never a traceback;
+    with --json the sentence is also the last line on stdout, as {"error": …}."""
+    try:
+        app()
+    except WiselineError as error:
+        print(f"wiseline: {error}", file=sys.stderr)
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`wiseline serve`: the endpoint, on the Ray that the config names, until it is told to stop."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from jobs.options import ConfigOption, JsonOption, SetOption, print_json
+from pipeline.config import Config, ServeSection, load_config
+from pipeline.errors import EndpointError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeStatus
+
+
+def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False) -> None:
+    """Serve the newest release and follow new ones.
+
+    OpenAI-compatible, at serve.host and serve.port. Runs until Ctrl-C or SIGTERM, and then ends
+    the endpoint it started. Before there is a release, the base model answers.
+    """
+    settings = _with_absolute_paths(load_config(config, overrides=set_ or ()))
+    stopped = threading.Event()
+    with running_endpoint(settings) as url:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        typer.echo(f"Serving {settings.model.path} at {url}/v1; Ctrl-C stops it.")
+        typer.echo(f'Ask it: wiseline ask --url {url} "…"')
+        if json_line:
+            print_json({"url": url})
+        stopped.wait()
+
+
+@contextmanager
+def running_endpoint(config: Config) -> Iterator[str]:
+    """The endpoint's address, once it answers; the endpoint is gone when the block ends, however it ends.
+
+    Raises EndpointError when the port is taken or no replica starts, with the reason in the sentence.
+    """
+    import ray
+    from ray import serve
+
+    from pipeline.actors.cluster import connect
+    from pipeline.serving.deployment import APP_NAME
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    section = config.serve
+    ours = not ray.is_initialized()
+    alone = ours and not (config.resources.ray_address or os.environ.get("RAY_ADDRESS"))
+    port = free_port(section) if alone else section.port  # before Ray: a taken port is known at once
+    connect(config.resources)
+    serve_was_there = not alone and bool(serve.status().proxies)
+    try:
+        if not alone and not serve_was_there:
+            port = free_port(section)
+        serve.start(http_options={"host": section.host, "port": port})
+        try:
+            _deploy(config)
+            yield url_of(section, port)
+        finally:
+            serve.delete(APP_NAME)  # answers that have begun are finished first
+            if not alone and not serve_was_there:  # a Ray of our own takes Serve with it
+                serve.shutdown()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _deploy(config: Config) -> None:
+    import ray
+    from ray import serve
+
+    from pipeline.serving.deployment import APP_NAME, application
+
+    gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    try:
+        serve.run(application(config, gpus_per_replica=gpus), name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise EndpointError(_why_not_started(serve.status(), APP_NAME, error)) from None
+
+
+def url_of(section: ServeSection, port: int) -> str:
+    """Where a client on this machine reaches the endpoint."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(section.host, section.host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def free_port(section: ServeSection) -> int:
+    """`serve.port`, or any free one for 0. Raises EndpointError when it is taken, before Ray Serve half starts."""
+    try:
+        with socket.create_server((section.host, section.port), family=_family(section.host)) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise EndpointError(
+            f"Port {section.port} on {section.host} cannot be used ({reason}); stop what listens there or "
+            f"choose another port: --set serve.port={section.port + 1}"
+        ) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _why_not_started(status: "ServeStatus", name: str, error: Exception) -> str:
+    """The replica's own sentence out of Serve's report, which is a traceback in text form."""
+    messages = [str(error)]
+    if name in status.applications:
+        messages += [deployment.message for deployment in status.applications[name].deployments.values()]
+    lines = [line.strip() for message in messages for line in message.splitlines()]
+    reasons = [line.partition(": ")[2] for line in lines if line.startswith("pipeline.errors.")]
+    return reasons[-1] if reasons else f"The endpoint did not start: {' '.join(messages[0].split())[:500]}"
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Replicas do not run in the folder this command was started in."""
+    model, store = config.model, config.store
+    if Path(model.path).is_dir():
+        model = model.model_copy(update={"path": str(Path(model.path).resolve())})
+    if "://" not in store.uri:
+        store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
+    return config.model_copy(update={"model": model, "store": store})

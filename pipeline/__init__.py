@@ -1,0 +1,1 @@
+"""WISE lifelong model editing as a distributed system. Start reading at `pipeline/rounds.py`."""

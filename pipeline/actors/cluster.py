@@ -1,0 +1,41 @@
+"""The Ray that jobs run on: a cluster that is named, else a local one that lives as long as the command."""
+
+import logging
+import os
+
+import ray
+
+from pipeline.config import ResourcesSection
+from pipeline.errors import ConfigError
+
+
+def connect(resources: ResourcesSection) -> None:
+    """Connect this process to Ray; nothing happens where it already is.
+
+    `resources.ray_address`, else RAY_ADDRESS, names a running cluster; without either a local Ray is started. Raises
+    ConfigError when nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = resources.ray_address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"No Ray cluster answers at {address} ({_first_line(error)}); "
+                "check resources.ray_address and RAY_ADDRESS."
+            ) from error
+        return
+    # Since 2.60 ray.init turns token authentication on and writes a token into the home folder; a Ray on loopback that
+    # ends with the command needs neither. Whoever set the variable decided otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # "local" never joins a Ray that somebody else started on this machine.
+    ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

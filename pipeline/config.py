@@ -1,0 +1,200 @@
+"""The one configuration file, `ray_config.yaml`, as frozen pydantic sections.
+
+Every key has its default here, so a file names only what it changes. Unknown keys are refused with the nearest valid
+name; `--set section.key=value` overrides the file. The config is hashed (`Config.digest`) into everything computed
+from it, so a field that cannot change results (addresses, ports, counts of workers) belongs to `resources` or `serve`.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+FILE_NAME = "ray_config.yaml"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSection(Section):
+    path: str = Field("demo/model", description="folder with config.json, safetensors and tokenizer, or a hub name")
+    layer: int | Literal["auto"] = Field("auto", description="layer of the value matrix; auto: the paper's 27 of 32")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the base model")
+
+
+class StoreSection(Section):
+    uri: str = Field(".wiseline/store", description="folder or s3://bucket/prefix")
+    s3_endpoint_url: str | None = Field(None, description="for S3 servers other than AWS; keys come from AWS_* variables")
+
+
+class EditsSection(Section):
+    max_prompt_chars: int = Field(8192, gt=0)
+    max_target_chars: int = Field(4096, gt=0)
+
+
+class ShardsSection(Section):
+    edits_per_shard: int = Field(100, gt=0, description="most edits one shard holds")
+    shards_per_memory: int = Field(4, gt=0, description="k: shards merged into one side memory")
+    density: float = Field(0.2, gt=0, le=1, description="ρ: share of the value matrix one shard may move")
+    masks: Literal["disjoint", "overlapping"] = Field("disjoint", description="paper: overlapping")
+
+    @model_validator(mode="after")
+    def disjoint_masks_fit(self) -> "ShardsSection":
+        if self.masks == "disjoint" and self.density * self.shards_per_memory > 1 + 1e-9:
+            raise ValueError(
+                f"{self.shards_per_memory} disjoint masks of density {self.density} do not fit into one matrix; "
+                "lower shards.density or shards.shards_per_memory, or set shards.masks to overlapping"
+            )
+        return self
+
+
+class TrainingSection(Section):
+    max_steps: int = Field(300, gt=0)
+    learning_rate: float = Field(2e-2, gt=0, description="of Adam, on ΔW in float32")
+    batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
+    stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
+    sibling_penalty: NonNegativeFloat | Literal["auto"] = Field(
+        "auto", description="λ_s, on what the delta adds at its siblings' keys; auto: 1e-3 for ties, which needs it, else 0"
+    )
+    prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
+    prefix_tokens: int = Field(10, gt=0)
+    seed: int = 0
+
+
+class MergeSection(Section):
+    method: Literal["ties", "keyed"] = "keyed"
+    ties_density: float = Field(1.0, gt=0, le=1, description="share of the trained entries that trim keeps")
+    keyed_ridge: float = Field(10.0, gt=0, description="λ of the ridge solve")
+
+
+class RouterSection(Section):
+    signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
+    false_positive_rate: float = Field(0.005, gt=0, lt=1)
+
+
+class RoundSection(Section):
+    min_reliability: float = Field(0.9, ge=0, le=1)
+    min_generalization: float = Field(0.8, ge=0, le=1)
+    min_locality: float = Field(0.9, ge=0, le=1)
+    evaluate_edits: int = Field(1000, gt=0, description="at most so many edits are evaluated, chosen by the seed")
+
+
+class ResourcesSection(Section):
+    ray_address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local Ray")
+    gpus_per_trainer: float | Literal["auto"] = Field("auto", description="auto: 1 where the cluster has GPUs, else 0")
+    cpus_per_trainer: float = Field(0.25, ge=0)
+    threads_per_trainer: int = Field(1, gt=0)
+    placement: Literal["DEFAULT", "SPREAD"] = "DEFAULT"
+    max_restarts: int = Field(2, ge=0)
+
+
+class ServeSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: int = Field(1, gt=0)
+    max_batch_requests: int = Field(16, gt=0)
+    batch_window_seconds: float = Field(0.005, ge=0)
+    max_queued_requests: int = Field(256, gt=0)
+    max_new_tokens: int = Field(256, gt=0, description="most tokens one answer may have")
+    poll_seconds: float = Field(1.0, gt=0, description="how often a replica looks for a newer release")
+
+
+class Config(Section):
+    model: ModelSection = ModelSection()
+    store: StoreSection = StoreSection()
+    edits: EditsSection = EditsSection()
+    shards: ShardsSection = ShardsSection()
+    training: TrainingSection = TrainingSection()
+    merge: MergeSection = MergeSection()
+    router: RouterSection = RouterSection()
+    round: RoundSection = RoundSection()
+    resources: ResourcesSection = ResourcesSection()
+    serve: ServeSection = ServeSection()
+
+    @property
+    def sibling_penalty(self) -> float:
+        """λ_s as trained with: Ties adds the shards up and needs them to keep off each other, `keyed` does not."""
+        wanted = self.training.sibling_penalty
+        return wanted if wanted != "auto" else 1e-3 if self.merge.method == "ties" else 0.0
+
+    def digest(self, *sections: str) -> str:
+        """Hash of the named sections: what is computed from them alone is found again by it."""
+        chosen = self.model_dump(mode="json", include=set(sections))
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
+    """Config from `path` (default: ./ray_config.yaml if there is one) with `section.key=value` overrides on top.
+
+    Raises ConfigError naming the key, and the nearest valid one when it is unknown.
+    """
+    file = Path(path) if path is not None else Path(FILE_NAME)
+    tree: dict[str, Any] = {}
+    if file.exists():
+        tree = _parse(file)
+    elif path is not None:
+        raise ConfigError(f"There is no config file at {file}; copy the repository's {FILE_NAME} there or leave out --config.")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold sections ({', '.join(Config.model_fields)}), not a {type(tree).__name__}.")
+    # A section that is named but left empty (`serve:`) reads as None; it means "all defaults".
+    return {key: {} if value is None else value for key, value in tree.items()}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not separator or not dot or not key:
+        raise ConfigError(f"--set {override!r} does not read as section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML.") from None
+    values = tree.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} in the config file must hold keys, not a {type(values).__name__}.")
+    values[key] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Union members (`int | "auto"`) append their own name to the location; the user only knows section.key.
+    where = [str(part) for part in first["loc"][:2]]
+    name = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        valid = list(_section_fields(where[:-1]))
+        near = difflib.get_close_matches(where[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"valid names are {', '.join(valid)}."
+        return f"Unknown config key {name}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"Config {name}: {message} (it is {first['input']!r})." if first["type"] != "value_error" else f"Config {name}: {message}."
+
+
+def _section_fields(where: Sequence[str]) -> Mapping[str, Any]:
+    if not where:
+        return Config.model_fields
+    section = Config.model_fields[where[0]].annotation
+    assert section is not None and issubclass(section, Section)
+    return section.model_fields

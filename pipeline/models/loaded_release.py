@@ -1,0 +1,80 @@
+"""A release in memory: side memories, router and bank, verified against its manifest."""
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.errors import CorruptObject, ModelChanged
+from pipeline.models.base_model import BaseModel
+from pipeline.models.mentions import SubjectTable
+from pipeline.storage.bank import BankEntry, decode_bank
+from pipeline.storage.deltas import decode_memory
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import Release
+from pipeline.wise.routing import Router
+
+
+@dataclass(frozen=True)
+class LoadedRelease:
+    """What a request holds from its first token to its last. `number` is None for a candidate that is not published."""
+
+    number: int | None
+    memories: tuple[Tensor, ...]  # ΔW, D × F each
+    router: Router
+    entries: tuple[BankEntry, ...] = field(repr=False)
+
+    @cached_property
+    def subjects(self) -> SubjectTable:
+        return SubjectTable([entry.subject for entry in self.entries])
+
+    @cached_property
+    def entry_of(self) -> dict[str, BankEntry]:
+        return {entry.edit_id: entry for entry in self.entries}
+
+
+def load_release(store: ObjectStore, release: Release, base: BaseModel) -> LoadedRelease:
+    """The release on the base model's device.
+
+    Raises ModelChanged when it was made for another base model or layer, CorruptObject when an object differs from the
+    manifest's checksum.
+    """
+    if (release.model_fingerprint, release.layer) != (base.fingerprint, base.layer):
+        raise ModelChanged(
+            f"Release {release.number} was made for another base model (fingerprint {release.model_fingerprint}, layer "
+            f"{release.layer}; this one is {base.fingerprint}, layer {base.layer}); run a round with this model first."
+        )
+    memories = []
+    for reference in release.memories:
+        memory = decode_memory(store.read(reference.path, sha256=reference.sha256))
+        memories.append(torch.from_numpy(memory.matrix.copy()).to(base.device, base.model.dtype))
+    router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.device)
+    entries = decode_bank(store.read(release.bank.path, sha256=release.bank.sha256))
+    return LoadedRelease(
+        number=release.number, memories=tuple(memories), router=router, entries=tuple(entries)
+    )
+
+
+def encode_router(router: Router) -> bytes:
+    """Safetensors; the two scalars are stored as tensors too."""
+    tensors = {}
+    for item in fields(Router):
+        value = getattr(router, item.name)
+        tensors[item.name] = value.contiguous() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return save(tensors)
+
+
+def decode_router(data: bytes, *, device: torch.device) -> Router:
+    try:
+        tensors = load(data)
+        values = {
+            item.name: float(tensors[item.name]) if item.type is float else tensors[item.name].to(device)
+            for item in fields(Router)
+        }
+    except (SafetensorError, KeyError) as error:
+        raise CorruptObject(f"The release's router cannot be read ({error}); roll back to an older release.") from None
+    return Router(**values)
+

@@ -1,0 +1,267 @@
+"""One round: snapshot the edit log → plan shards → train → merge → evaluate → publish.
+
+A round is a function of (log version, config, base model). Every step leaves immutable objects named by what they were
+computed from, so a round that was killed anywhere is simply run again: what is there is found, the rest is made, and
+the release has the same bytes. The manifest comes last; until then the previous release stands.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from pipeline.actors.cluster import connect
+from pipeline.actors.merger import start_merger
+from pipeline.actors.model_worker import start_model_worker
+from pipeline.actors.results import fetch
+from pipeline.actors.training_pool import gpus_per_trainer, train_memories
+from pipeline.config import Config
+from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
+from pipeline.evaluation.gate import check_gate
+from pipeline.evaluation.measure import Measurement
+from pipeline.evaluation.report import render_html
+from pipeline.models.base_model import Identity, identify
+from pipeline.storage.edit_log import EditLog
+from pipeline.storage.object_store import ObjectStore, open_store
+from pipeline.storage.releases import ObjectRef, Release, head, list_releases, publish
+from pipeline.training.candidate import Candidate
+from pipeline.training.fit import Progress
+from pipeline.training.planning import Plan, ShardPlan, plan_round
+from pipeline.training.shard_files import is_trained
+from pipeline.training.tokens import fits
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """plan, train, merge, evaluate or publish begins; `detail` says how much there is to do."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ShardNews:
+    """A shard's progress; with `progress` None it is finished, with `reused` it was finished in an earlier run."""
+
+    memory: int
+    shard: ShardPlan
+    progress: Progress | None
+    reused: bool = False
+
+
+Event = PhaseStarted | ShardNews
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """`release` is the published one, or the one that stands when there was nothing to do (`published` is false)."""
+
+    release: Release
+    published: bool
+    report: dict[str, Any]
+    report_path: str | None  # of report.html inside the store
+
+
+@dataclass
+class _Diary:
+    """What the report tells of a round, gathered on the way."""
+
+    observe: Callable[[Event], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    finished: dict[str, Progress] = field(default_factory=dict)
+    reused: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def phase(self, name: str, detail: str) -> Iterator[None]:
+        self.observe(PhaseStarted(name, detail))
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 3)
+
+
+def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event: None) -> RoundResult:
+    """Run one round to its end and tell `observe` how it goes.
+
+    Raises GateFailed when the candidate misses a threshold and RoundConflict when another round published first; the
+    last release then stands. Any other WiselineError leaves finished shards in the store for the next run.
+    """
+    store = open_store(config.store, probe=True)
+    model = identify(config.model)
+    connect(config.resources)
+    diary = _Diary(observe)
+    with diary.phase("plan", "reading the edit log"):
+        plan, too_long = _plan(store, config, model)
+    earlier = next((release for release in list_releases(store) if release.round_id == plan.round_id), None)
+    if earlier is not None:
+        standing = head(store)
+        assert standing is not None
+        return RoundResult(release=standing, published=False, report={}, report_path=None)
+
+    _train(store, plan, config, model, diary)
+    with diary.phase("merge", f"{len(plan.memories)} memories by {config.merge.method}"):
+        memories = _merge(plan, config)
+    with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
+        candidate, measured = _evaluate(store, plan, memories, config)
+    report = _report(plan, config, model, diary, candidate, measured, too_long)
+    release = candidate.release.model_copy(update={"scores": measured.scores})
+    try:
+        check_gate(measured, config.round)
+    except GateFailed as failed:
+        path = _write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
+        raise GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures) from None
+    with diary.phase("publish", f"release {release.number}"):
+        _publish(store, release)
+    report |= {"outcome": "published", "release": release.number}
+    return RoundResult(release=release, published=True, report=report, report_path=_write_report(store, plan, report))
+
+
+def _plan(store: ObjectStore, config: Config, model: Identity) -> tuple[Plan, list[str]]:
+    """The plan, and the prompts of living edits that the model's context cannot hold."""
+    log = EditLog(store)
+    version = log.version()
+    if version is None:
+        raise WiselineError(f"The edit log in {store.uri} is empty; run `wiseline ingest FILE` first.")
+    too_long: list[str] = []
+
+    def fits_context(edit: Any) -> bool:
+        fitting = fits(edit, model.tokenizer, max_tokens=model.max_tokens)
+        if not fitting:
+            too_long.append(edit.prompt)
+        return fitting
+
+    plan = plan_round(
+        log.history(version),
+        log_version=version,
+        config=config,
+        fingerprint=model.fingerprint,
+        layer=model.layer,
+        fits=fits_context,
+    )
+    store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
+    return plan, too_long
+
+
+def _train(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: _Diary) -> None:
+    memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
+    shards = [shard for memory in plan.memories for shard in memory.shards]
+    diary.reused = {shard.digest for shard in shards if is_trained(store, shard)}
+    todo = len(shards) - len(diary.reused)
+    with diary.phase("train", f"{todo} of {len(shards)} shards"):
+        for shard in shards:
+            if shard.digest in diary.reused:
+                diary.observe(ShardNews(memory_of[shard.digest], shard, None, reused=True))
+        for step in train_memories(
+            plan.memories, store=store, config=config, fingerprint=model.fingerprint, layer=model.layer
+        ):
+            if step.progress is not None:
+                curve = diary.losses.setdefault(step.shard.digest, [])
+                curve.append((step.progress.step, step.progress.loss))
+                diary.finished[step.shard.digest] = step.progress
+            diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
+
+
+def _merge(plan: Plan, config: Config) -> list[ObjectRef]:
+    merger = start_merger(config)
+    merged: list[ObjectRef] = [fetch(reference) for reference in [merger.merge.remote(m) for m in plan.memories]]
+    ray.kill(merger)
+    return merged
+
+
+def _evaluate(
+    store: ObjectStore, plan: Plan, memories: Sequence[ObjectRef], config: Config
+) -> tuple[Candidate, Measurement]:
+    newest = head(store)
+    worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
+    candidate = fetch(worker.assemble.remote(plan, memories, newest.number if newest else None))
+    measured = fetch(worker.measure.remote(candidate.release, plan.live_edits))
+    ray.kill(worker)
+    return candidate, measured
+
+
+def _publish(store: ObjectStore, release: Release) -> None:
+    try:
+        publish(store, release)
+    except OutcomeUnknown:
+        # The store went silent: only the head knows whether the manifest landed.
+        if head(store) != release:
+            raise
+
+
+def _report(
+    plan: Plan,
+    config: Config,
+    model: Identity,
+    diary: _Diary,
+    candidate: Candidate,
+    measured: Measurement,
+    too_long: Sequence[str],
+) -> dict[str, Any]:
+    """What report.json holds; `pipeline/evaluation/report.py` draws it."""
+    shards = [
+        {
+            "memory": index,
+            "shard": shard.index,
+            "digest": shard.digest,
+            "edits": len(shard.edits),
+            "reused": shard.digest in diary.reused,
+            "steps": progress.step if progress else None,
+            "holding": progress.holding if progress else None,
+            "wordings": progress.wordings if progress else None,
+            "loss": diary.losses.get(shard.digest, []),
+        }
+        for index, memory in enumerate(plan.memories)
+        for shard in memory.shards
+        for progress in [diary.finished.get(shard.digest)]
+    ]
+    return {
+        "round_id": plan.round_id,
+        "log_version": plan.log_version,
+        "parent": candidate.release.parent,
+        "model": {"path": config.model.path, "fingerprint": model.fingerprint, "layer": model.layer},
+        "config": config.model_dump(mode="json"),
+        "edits": len(plan.live_edits),
+        "too_long": list(too_long),
+        "memories": len(plan.memories),
+        "shards": shards,
+        "seconds": dict(diary.seconds),
+        "routing": {"threshold": candidate.threshold, **asdict(candidate.calibration)},
+        "measured": asdict(measured),
+        "thresholds": {
+            "reliability": config.round.min_reliability,
+            "generalization": config.round.min_generalization,
+            "locality": config.round.min_locality,
+        },
+    }
+
+
+def _write_report(store: ObjectStore, plan: Plan, report: dict[str, Any]) -> str:
+    """Report of this attempt; a round that is run again writes another beside it. Returns the page's path."""
+    folder = f"rounds/{plan.round_id}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    store.put(f"{folder}/report.json", json.dumps(report, ensure_ascii=False, indent=1).encode())
+    store.put(f"{folder}/report.html", render_html(report).encode())
+    return f"{folder}/report.html"
+
+
+def _plan_bytes(plan: Plan) -> bytes:
+    content = {
+        "round_id": plan.round_id,
+        "log_version": plan.log_version,
+        "memories": [
+            {
+                "digest": memory.digest,
+                "shards": [
+                    {"digest": shard.digest, "edits": [edit.edit_id for edit in shard.edits]}
+                    for shard in memory.shards
+                ],
+                "live": sorted(memory.live),
+            }
+            for memory in plan.memories
+        ],
+    }
+    return json.dumps(content, indent=1).encode()

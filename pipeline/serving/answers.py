@@ -1,0 +1,127 @@
+"""From one request to one answer, whoever asks: the endpoint over HTTP, or `wiseline ask --offline` in process."""
+
+import copy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.models.generate import GenerationRequest
+from pipeline.models.loaded_release import LoadedRelease
+from pipeline.models.routed_ffn import Decision
+from pipeline.serving.engine import Engine, Job
+from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest
+from pipeline.serving.openai_responses import Bodies, Choice
+from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt
+
+MODEL_NAME = "wiseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer that has begun: who gives it is known, its text is still to come."""
+
+    release: int  # 0: the base model, before there is any release
+    routes: tuple[str, ...]  # "main" or "memory-<index>", one per prompt
+    bodies: Bodies
+    about: tuple[dict[str, Any], ...]
+    job: Job
+
+    async def complete(self) -> dict[str, Any]:
+        """The whole response body. Raises GenerationFailed or EngineStopped."""
+        choices = [Choice(index, "", 0, None) for index in range(len(self.job.requests))]
+        async for piece in self.job.pieces():
+            text = choices[piece.index].text + piece.text
+            choices[piece.index] = Choice(piece.index, text, piece.tokens, piece.finish)
+        return self.bodies.complete(choices, about=self.about)
+
+    async def chunks(self, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The same body in pieces. Raises like `complete`."""
+        tokens = [0] * len(self.job.requests)
+        for body in self.bodies.opening():
+            yield body
+        async for piece in self.job.pieces():
+            tokens[piece.index] = piece.tokens
+            yield self.bodies.chunk(piece)
+        if include_usage:
+            yield self.bodies.usage_chunk(sum(tokens))
+
+
+class Answerer:
+    """Answers requests with one engine, from the event loop that calls `begin`."""
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self._config, self._engine = config, engine
+        # Encoding happens here and decoding in the engine's thread; two threads must not share a fast tokenizer.
+        self._tokenizer = copy.deepcopy(engine.base.tokenizer)
+
+    async def begin(self, body: ChatRequest | CompletionRequest, *, routed: bool = True) -> Answer:
+        """Waits for the first token. Raises ApiError, QueueFull, GenerationFailed or EngineStopped; nothing is then
+        left running, nor when the caller is cancelled."""
+        chat = isinstance(body, ChatRequest)
+        job = self._engine.submit(self._requests(body, routed=routed), stop=body.stop, strip_start=chat)
+        try:
+            started = await job.started()
+        except BaseException:
+            job.cancel()
+            raise
+        about = tuple(_about(started.release, decision, explain=body.explain) for decision in started.decisions)
+        release = number(started.release)
+        bodies = Bodies(
+            kind="chat" if chat else "text",
+            model=body.model,
+            fingerprint=f"{self._engine.base.fingerprint[:12]}-{release}",
+            wiseline=about[0],
+            prompt_tokens=sum(len(request.prompt_ids) for request in job.requests),
+        )
+        return Answer(release=release, routes=tuple(one["route"] for one in about), bodies=bodies, about=about, job=job)
+
+    def _requests(self, body: ChatRequest | CompletionRequest, *, routed: bool) -> list[GenerationRequest]:
+        limits = self._config.serve
+        if body.model not in (MODEL_NAME, self._config.model.path):
+            message = f"The model '{body.model}' does not exist; this endpoint serves '{MODEL_NAME}'."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        if isinstance(body, ChatRequest):
+            prompts = [chat_prompt(self._tokenizer, body.messages)]
+        else:
+            most = min(limits.max_batch_requests, limits.max_queued_requests)
+            if len(body.prompt) > most:
+                raise ApiError(400, f"One request may hold at most {most} prompts.", param="prompt")
+            prompts = [plain_prompt(self._tokenizer, prompt) for prompt in body.prompt]
+        return [
+            generation_request(
+                prompt,
+                body,
+                context_tokens=self._engine.base.max_tokens,
+                max_new_tokens=limits.max_new_tokens,
+                routed=routed,
+            )
+            for prompt in prompts
+        ]
+
+
+def number(release: LoadedRelease | None) -> int:
+    """How a release is named to clients."""
+    return (release.number or 0) if release else 0
+
+
+def _about(release: LoadedRelease | None, decision: Decision, *, explain: bool) -> dict[str, Any]:
+    """The `wiseline` object of a body: who answered, by which route and, when asked for, why."""
+    route = "main" if decision.memory is None else f"memory-{decision.memory}"
+    about: dict[str, Any] = {"release": number(release), "route": route}
+    if explain:
+        about["why"] = {
+            "memory": decision.memory,
+            "similarity": decision.similarity,
+            "score": decision.score,
+            "threshold": decision.threshold,
+            "nearest_edit": _nearest_edit(release, decision.edit_id),
+        }
+    return about
+
+
+def _nearest_edit(release: LoadedRelease | None, edit_id: str | None) -> dict[str, Any] | None:
+    if release is None or edit_id is None:
+        return None
+    edit = release.entry_of[edit_id]
+    return {"edit_id": edit_id, "prompt": edit.prompt, "target": edit.target, "subject": edit.subject}

@@ -1,0 +1,54 @@
+"""The endpoint as a Ray Serve deployment: one replica holds one model, one engine thread and one follower."""
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from pipeline.config import Config
+from pipeline.errors import EndpointError
+from pipeline.models.base_model import load_base_model
+from pipeline.serving.app import build_app
+from pipeline.serving.engine import Engine
+from pipeline.serving.release_follower import ReleaseFollower
+from pipeline.storage.object_store import open_store
+
+APP_NAME = "wiseline"
+# Room beside the answers themselves for health checks, model lists and the requests that are told to come back later.
+SPARE_REQUESTS = 64
+# A model that does not load will not load the twentieth time (Serve's default) either.
+CONSTRUCTOR_RETRIES = 1
+
+
+@serve.ingress()
+class Endpoint:
+    """Loads the base model before it counts as ready; raises (and Serve retries) when the model cannot be loaded."""
+
+    def __init__(self, config: Config) -> None:
+        base = load_base_model(config.model)
+        self._config = config
+        self._engine = Engine(base, config.serve)
+        self._follower = ReleaseFollower(
+            open_store(config.store), base, self._engine.swap, poll_seconds=config.serve.poll_seconds
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._config, self._engine, self._follower)
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose engine has died; a follower in trouble keeps its release and stays."""
+        if not self._engine.alive:
+            raise EndpointError("The engine thread of this replica has stopped.")
+
+
+def application(config: Config, *, gpus_per_replica: float) -> Application:
+    """What `serve.run` takes. The engine's own bounded queue refuses first (429), so Serve's queue never fills."""
+    section = config.serve
+    deployment = serve.deployment(
+        Endpoint,
+        name=APP_NAME,
+        num_replicas=section.replicas,
+        max_ongoing_requests=section.max_queued_requests + section.max_batch_requests + SPARE_REQUESTS,
+        max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
+    )
+    return deployment.bind(config)

@@ -1,0 +1,185 @@
+"""Requests and errors of the OpenAI API, as far as one text model can honour them.
+
+A field that would change the answer and that we cannot honour is refused with a 400 that names it; a field that only
+concerns OpenAI's own service (billing, caching, abuse) is ignored. So no request is quietly answered as another one.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.errors import EndpointError
+
+# Values that ask for nothing beyond plain text; every other value of these fields is refused.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "moderation": (),
+}
+# Fields that concern OpenAI's own service and change nothing about the answer.
+IGNORED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+}
+
+
+class ApiError(EndpointError):
+    """An answer that is an error, in OpenAI's shape. `retry_after` (seconds) becomes the header of that name."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(status, message, param, code, retry_after)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = {404: "invalid_request_error", 429: "rate_limit_error"}.get(self.status)
+        kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
+        message = self.message.encode(errors="replace").decode()  # it may quote what the client sent
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair; no tokenizer can read it."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("the text holds half a surrogate pair, which is no character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
+def _listed(value: object) -> object:
+    """One string reads as a list of it, and null as an empty list."""
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
+def _joined_parts(value: object) -> object:
+    """Content parts read as their text, one after another."""
+    if not isinstance(value, list):
+        return value
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError("only text parts ({'type': 'text', 'text': ...}) are supported")
+    return "".join(part["text"] for part in value)
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Text, BeforeValidator(_joined_parts)]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Sampling(BaseModel):
+    """What chat and text completions share. Greedy unless a temperature is given; `explain` is ours."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Text
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_listed)] = Field(
+        (), max_length=4
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    explain: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_absent(cls, fields: object) -> object:
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+    @model_validator(mode="after")
+    def asks_for_nothing_more(self) -> "Sampling":
+        for name, value in (self.model_extra or {}).items():
+            if name not in NEUTRAL and name not in IGNORED:
+                raise ValueError(f"Unrecognized request argument supplied: {name}")
+            if name in NEUTRAL and value not in NEUTRAL[name]:
+                raise ValueError(f"{name} = {value!r:.40} is not supported by this endpoint; leave it out")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(Sampling):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(Sampling):
+    prompt: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(min_length=1)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens
+
+
+def invalid_request(error: RequestValidationError) -> ApiError:
+    """The first thing wrong with a request body, as the 400 that OpenAI answers (FastAPI's own answer is a 422)."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The request body is not valid JSON.")
+    where: Sequence[object] = first["loc"][1:]
+    param = ".".join(str(part) for part in where) or None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if param is None and first["type"] != "value_error":
+        return ApiError(400, "The request body must be a JSON object, sent with content-type: application/json.")
+    if param is None:
+        return ApiError(400, f"{message}.")
+    if first["type"] == "missing":
+        return ApiError(400, f"Missing required parameter: '{param}'.", param=param)
+    return ApiError(400, f"Invalid value for '{param}': {message}.", param=param)

@@ -1,0 +1,71 @@
+"""From what was asked to what the model reads, refusing here what the model could not finish."""
+
+from collections.abc import Sequence
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.models.generate import GenerationRequest
+from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest, Message
+
+# OpenAI's newer name for the system role; chat templates know the old one.
+TEMPLATE_ROLES = {"developer": "system"}
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[tuple[int, ...], str]:
+    """Token ids of the rendered conversation, and the text the router reads: the last user message.
+
+    Earlier turns are left out of that text, so a subject mentioned once does not draw every later question to its edit.
+    """
+    if not tokenizer.chat_template:
+        raise ApiError(400, "This model has no chat template; send the prompt to /v1/completions.", param="messages")
+    turns = [{"role": TEMPLATE_ROLES.get(turn.role, turn.role), "content": turn.content} for turn in messages]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    except jinja2.TemplateError as error:
+        raise ApiError(400, f"The model's chat template refuses these messages: {error}.", param="messages") from None
+    asked = next((turn for turn in reversed(messages) if turn.role == "user"), messages[-1])
+    return tuple(rendered["input_ids"]), asked.content
+
+
+def plain_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[tuple[int, ...], str]:
+    """Token ids of a prompt exactly as written, and the prompt itself."""
+    if not prompt.strip():
+        raise ApiError(400, "The prompt is empty.", param="prompt")
+    return tuple(tokenizer(prompt)["input_ids"]), prompt
+
+
+def generation_request(
+    prompt: tuple[tuple[int, ...], str],
+    sampling: ChatRequest | CompletionRequest,
+    *,
+    context_tokens: int,
+    max_new_tokens: int,
+    routed: bool,
+) -> GenerationRequest:
+    """The request the engine runs. Without a token limit of its own it gets what the context leaves, up to
+    `max_new_tokens`. Raises ApiError (400) when prompt and answer do not fit."""
+    prompt_ids, text = prompt
+    left = context_tokens - len(prompt_ids)
+    wanted = sampling.token_limit
+    if wanted is not None and wanted > max_new_tokens:
+        raise ApiError(
+            400, f"max_tokens is {wanted}; this endpoint gives at most {max_new_tokens}.", param="max_tokens"
+        )
+    if left < (wanted or 1):
+        answer = f"{wanted} tokens of answer" if wanted else "an answer"
+        raise ApiError(
+            400,
+            f"The prompt has {len(prompt_ids)} tokens; a context of {context_tokens} has no room for {answer}.",
+            param="prompt" if isinstance(sampling, CompletionRequest) else "messages",
+            code="context_length_exceeded",
+        )
+    return GenerationRequest(
+        prompt_ids=prompt_ids,
+        text=text,
+        max_new_tokens=wanted or min(max_new_tokens, left),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        routed=routed,
+    )

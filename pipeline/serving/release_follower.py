@@ -1,0 +1,102 @@
+"""Keeps the engine on the newest release that verifies.
+
+Verification comes first and the swap is one assignment, so a corrupt or foreign release never answers anything. What
+fails is tried again, ever more rarely, because a store may only be silent for a while and objects can be restored.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pipeline.errors import WiselineError
+from pipeline.models.base_model import BaseModel
+from pipeline.models.loaded_release import LoadedRelease, load_release
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import read_release, release_numbers
+
+log = logging.getLogger(__name__)
+
+FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
+LONGEST_PAUSE = 60.0  # seconds between two attempts to load the same damaged head
+
+
+@dataclass(frozen=True)
+class FollowerState:
+    """`error` is one sentence on why the head is not the release in use; None while all is well."""
+
+    release: int = 0
+    error: str | None = None
+
+
+class ReleaseFollower:
+    """Calls `swap` with each newer release once it is loaded and verified. Never raises."""
+
+    def __init__(
+        self, store: ObjectStore, base: BaseModel, swap: Callable[[LoadedRelease], None], *, poll_seconds: float
+    ) -> None:
+        self.state = FollowerState()
+        self._store, self._base, self._swap, self._poll_seconds = store, base, swap, poll_seconds
+        self._failed_head, self._pause, self._next_attempt = 0, 0.0, 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="wiseline-follower", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def follow(self) -> None:
+        """Swap to the newest release that verifies, if it is newer than the one in use; `state` says how it went."""
+        try:
+            newer = [number for number in reversed(release_numbers(self._store)) if number > self.state.release]
+        except Exception as error:
+            self._report(f"The store cannot be read: {_sentence(error)}")
+            return
+        if not newer:
+            self._report(None)
+        elif newer[0] != self._failed_head or time.monotonic() >= self._next_attempt:
+            self._take_newest(newer[: 1 + FALLBACKS])
+
+    def _take_newest(self, numbers: list[int]) -> None:
+        problem: str | None = None
+        for number in numbers:
+            try:
+                loaded = load_release(self._store, read_release(self._store, number), self._base)
+            except Exception as error:
+                problem = problem or f"Release {number} is not used: {_sentence(error)}"
+                continue
+            self._swap(loaded)
+            self.state = replace(self.state, release=number)
+            log.info("Release %d answers from now on.", number)
+            break
+        self._schedule(numbers[0], failed=problem is not None)
+        self._report(problem)
+
+    def _schedule(self, head: int, *, failed: bool) -> None:
+        """A head that failed again waits twice as long; a newer head never waits."""
+        again = failed and head == self._failed_head
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if again else self._poll_seconds
+        self._failed_head = head if failed else 0
+        self._next_attempt = time.monotonic() + self._pause
+
+    def _report(self, error: str | None) -> None:
+        if error is not None and error != self.state.error:
+            log.warning("%s Release %d keeps answering.", error, self.state.release)
+        self.state = replace(self.state, error=error)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._poll_seconds):
+            self.follow()
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error) if isinstance(error, WiselineError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).rstrip(".") + "."

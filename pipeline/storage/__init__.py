@@ -1,0 +1,1 @@
+"""What is kept: objects, the edit log, shard deltas and releases. Knows no torch."""

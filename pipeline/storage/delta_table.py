@@ -1,0 +1,118 @@
+"""Opening, reading and committing to a Delta table, with deltalake's exceptions turned into ours.
+
+A commit carries application transactions. Two commits with the same transaction name conflict, so naming the whole
+table makes commits serial; naming a batch makes it recognisable: deltalake records the names but does
+not deduplicate by them.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipeline.errors import NotFound, OutcomeUnknown, StoreError
+from pipeline.storage.object_store import ObjectStore
+
+# Every commit names it; whoever read an older state of the table loses and has to read again.
+SERIAL = "wiseline-serial"
+MOST_SAID = 300
+
+
+class CommitLost(Exception):
+    """Somebody else committed first; nothing of ours is in the table."""
+
+
+def open_table(store: ObjectStore, name: str, *, version: int | None = None) -> DeltaTable | None:
+    """The table, or None where nobody made it yet. Raises NotFound for a version it does not have."""
+    with _explained(store, name):
+        try:
+            table = DeltaTable(store.delta_uri(name), storage_options=store.delta_options)
+        except TableNotFoundError:
+            return None
+        if version is not None and version != table.version():
+            if not 0 <= version < table.version():
+                raise NotFound(f"{name} in {store.uri} has versions 0 to {table.version()}, not {version}.")
+            table.load_as_version(version)
+        return table
+
+
+def make_table(store: ObjectStore, name: str, schema: pa.Schema) -> DeltaTable:
+    """The table, made now unless it is there; of two makers at once both get the same table."""
+    table = open_table(store, name)
+    if table is not None:
+        return table
+    with _explained(store, name, writing=True):
+        try:
+            return DeltaTable.create(
+                store.delta_uri(name),
+                schema,
+                storage_options=store.delta_options,
+                configuration={"delta.appendOnly": "true"},
+            )
+        except DeltaError:
+            table = open_table(store, name)
+            if table is None:
+                raise
+            return table
+
+
+def read_table(
+    store: ObjectStore, table: DeltaTable, columns: Sequence[str] | None = None, *, where: Any = None
+) -> pa.Table:
+    """Rows of the version that `table` stands at."""
+    with _explained(store, table.table_uri):
+        dataset = table.to_pyarrow_dataset()
+        return dataset.to_table(columns=None if columns is None else list(columns), filter=where)
+
+
+def was_committed(table: DeltaTable, transaction: str) -> bool:
+    return table.transaction_version(transaction) is not None
+
+
+def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transaction: str) -> None:
+    """Append `rows` (possibly none) in one commit that also records `transaction`.
+
+    Raises CommitLost when the table moved on since it was opened, and OutcomeUnknown when the store went silent: then
+    the table, opened again, says by `was_committed`.
+    """
+    serial = (table.transaction_version(SERIAL) or 0) + 1
+    properties = CommitProperties(app_transactions=[Transaction(SERIAL, serial), Transaction(transaction, 1)])
+    with _explained(store, table.table_uri, writing=True):
+        try:
+            if rows.num_rows:
+                write_deltalake(table, rows, mode="append", commit_properties=properties)
+            else:
+                table.create_write_transaction([], mode="append", schema=table.schema(), commit_properties=properties)
+                table.update_incremental()
+        except CommitFailedError as error:
+            if "oncurrent transaction" in str(error):
+                raise CommitLost from None
+            raise
+
+
+@contextlib.contextmanager
+def _explained(store: ObjectStore, name: str, *, writing: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise _sentence(error, f"{name} in {store.uri}", writing=writing) from error
+
+
+def _sentence(error: Exception, what: str, *, writing: bool) -> StoreError:
+    """deltalake wraps the server's answer in coloured prose; the S3 error codes in it are what can be relied on."""
+    said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if "NoSuchBucket" in said:
+        return NotFound(f"There is no bucket for {what}; check store.uri.")
+    if isinstance(error, PermissionError) or "lacked the necessary privileges" in said:
+        return StoreError(f"{what}: access was refused; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    said = said if len(said) <= MOST_SAID else said[:MOST_SAID] + "…"
+    if writing:
+        return OutcomeUnknown(
+            f"Writing {what} ended without an answer ({said}); run the same command again: rows that did arrive are "
+            "recognised."
+        )
+    return StoreError(f"{what} cannot be read ({said}).")

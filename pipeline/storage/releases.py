@@ -1,0 +1,142 @@
+"""Releases: create-only manifests `releases/00000001.json`, of which the largest number is the head.
+
+There is no mutable pointer. What a manifest names is stored before it, so a crash between any two writes leaves the
+last head readable. A manifest carries no time: it is a function of log, config and model.
+"""
+
+import json
+import re
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator
+
+from pipeline.errors import AlreadyExists, CorruptObject, NotFound, RoundConflict
+from pipeline.storage.object_store import ObjectStore, checked_path
+from pipeline.storage.schemas import RELEASE_VERSION, check_version
+
+FOLDER = "releases"
+NAME = re.compile(r"releases/(\d{8})\.json")
+
+
+class ObjectRef(BaseModel):
+    """One immutable object and the checksum it must have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def inside_the_store(cls, path: str) -> str:
+        return checked_path(path)
+
+
+class Release(BaseModel):
+    """What an endpoint serves: the side memories of one model, and the router and bank that choose among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = RELEASE_VERSION
+    number: int
+    parent: int | None
+    round_id: str
+    log_version: int
+    model_fingerprint: str
+    layer: int
+    memories: tuple[ObjectRef, ...]
+    router: ObjectRef
+    bank: ObjectRef
+    edits: int
+    scores: dict[str, FiniteFloat] = {}
+    restores: int | None = None
+
+    @property
+    def objects(self) -> tuple[ObjectRef, ...]:
+        """Everything the release needs to be served."""
+        return (*self.memories, self.router, self.bank)
+
+
+def head(store: ObjectStore) -> Release | None:
+    """The newest release, or None before the first one."""
+    numbers = release_numbers(store)
+    return read_release(store, numbers[-1]) if numbers else None
+
+
+def list_releases(store: ObjectStore) -> list[Release]:
+    """Every release, oldest first."""
+    return [read_release(store, number) for number in release_numbers(store)]
+
+
+def release_numbers(store: ObjectStore) -> list[int]:
+    """Rising numbers of the releases there are; one listing, no object is read."""
+    names = (NAME.fullmatch(path) for path in store.list(FOLDER))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_release(store: ObjectStore, number: int) -> Release:
+    """Raises NotFound, CorruptObject, or NewerSchema when a newer wiseline wrote it."""
+    try:
+        data = store.read(release_path(number))
+    except NotFound:
+        there = release_numbers(store)
+        known = f"there are {there[0]} to {there[-1]}" if there else "nothing is published yet"
+        raise NotFound(f"There is no release {number} in {store.uri}; {known}.") from None
+    what = f"Release {number}"
+    try:
+        fields = json.loads(data)
+        check_version(fields.get("schema_version"), RELEASE_VERSION, what)
+        release = Release.model_validate(fields)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise CorruptObject(f"{what} in {store.uri} cannot be decoded; restore {release_path(number)}.") from error
+    if release.number != number:
+        raise CorruptObject(f"{what} in {store.uri} calls itself {release.number}; restore {release_path(number)}.")
+    return release
+
+
+def publish(store: ObjectStore, release: Release) -> None:
+    """Make `release` the head; of all publishers with one parent exactly one succeeds.
+
+    Raises RoundConflict where another release came first, and NotFound where an object it names is missing: then
+    nothing is published. After OutcomeUnknown the head says whether it was.
+    """
+    newest = head(store)
+    parent = newest.number if newest else None
+    if release.parent != parent or release.number != (parent or 0) + 1:
+        raise _conflict(release, parent)
+    for reference in release.objects:
+        if not store.exists(reference.path):
+            raise NotFound(
+                f"Release {release.number} names {reference.path}, which is not in {store.uri}; run the round again."
+            )
+    try:
+        store.create(release_path(release.number), encode_release(release))
+    except AlreadyExists:
+        raise _conflict(release, release.number) from None
+
+
+def rollback(store: ObjectStore, number: int) -> Release:
+    """Publish a new release with the memories, router and bank of release `number`, and return it.
+
+    Raises NotFound where the release or one of its objects is gone, and RoundConflict like `publish`.
+    """
+    older = read_release(store, number)
+    newest = head(store)
+    assert newest is not None
+    restored = older.model_copy(update={"number": newest.number + 1, "parent": newest.number, "restores": number})
+    publish(store, restored)
+    return restored
+
+
+def release_path(number: int) -> str:
+    return f"{FOLDER}/{number:08d}.json"
+
+
+def encode_release(release: Release) -> bytes:
+    return (json.dumps(release.model_dump(mode="json"), sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _conflict(release: Release, winner: int | None) -> RoundConflict:
+    return RoundConflict(
+        f"Release {winner} was published while release {release.number} was being made, so this one is not published; "
+        "run the round again to build on it."
+    )

@@ -1,0 +1,157 @@
+"""Extraction: everything a trainer needs of the base model, computed once per wording.
+
+One ordinary forward of the frozen model over prompt + target gives, at the tokens that predict the target (the last
+prompt token and every target token but the last), the key activation A(x) entering W_v of layer L and the residual
+stream leaving the layer; and, for the layers above, the prompt's keys and values. None of it changes during training,
+because the side memory acts only from the last prompt token on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pipeline.models.base_model import BaseModel
+from pipeline.models.capture import capture
+from pipeline.models.suffix import PastKeyValues
+from pipeline.training.tokens import Wording
+
+IGNORED = -100  # label of padding, as in torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Activations:
+    """N wordings, padded to T target tokens (right) and P prompt tokens before the last one (left)."""
+
+    states_ND: Tensor  # at the last prompt token, entering layer L: what the router reads
+    keys_NTF: Tensor
+    hidden_NTD: Tensor
+    labels_NT: Tensor  # token to predict, IGNORED where padded
+    positions_NT: Tensor
+    past: PastKeyValues  # per suffix layer: N × heads × P × head_dim
+    past_mask_NP: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_NT)
+
+    def select(self, index_B: Tensor) -> "Activations":
+        return Activations(
+            states_ND=self.states_ND[index_B],
+            keys_NTF=self.keys_NTF[index_B],
+            hidden_NTD=self.hidden_NTD[index_B],
+            labels_NT=self.labels_NT[index_B],
+            positions_NT=self.positions_NT[index_B],
+            past=[(key[index_B], value[index_B]) for key, value in self.past],
+            past_mask_NP=self.past_mask_NP[index_B],
+        )
+
+    def target_keys_MF(self) -> Tensor:
+        """A(x) at every token that predicts a target, padding left out."""
+        return self.keys_NTF[self.labels_NT != IGNORED]
+
+    def to(self, device: torch.device) -> "Activations":
+        return Activations(
+            states_ND=self.states_ND.to(device),
+            keys_NTF=self.keys_NTF.to(device),
+            hidden_NTD=self.hidden_NTD.to(device),
+            labels_NT=self.labels_NT.to(device),
+            positions_NT=self.positions_NT.to(device),
+            past=[(key.to(device), value.to(device)) for key, value in self.past],
+            past_mask_NP=self.past_mask_NP.to(device),
+        )
+
+
+@torch.no_grad()
+def extract(base: BaseModel, wordings: Sequence[Wording], *, batch: int = 64) -> Activations:
+    """Activations of the wordings, in their order, float32 on the CPU. Batches of neighbours, so that the same wordings
+    always meet in the same batch and give the same bytes."""
+    parts = [_extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)]
+    T = max(part.labels_NT.shape[1] for part in parts)
+    P = max(part.past_mask_NP.shape[1] for part in parts)
+    padded = [_pad(part, T=T, P=P) for part in parts]
+    return Activations(
+        states_ND=torch.cat([part.states_ND for part in padded]),
+        keys_NTF=torch.cat([part.keys_NTF for part in padded]),
+        hidden_NTD=torch.cat([part.hidden_NTD for part in padded]),
+        labels_NT=torch.cat([part.labels_NT for part in padded]),
+        positions_NT=torch.cat([part.positions_NT for part in padded]),
+        past=[
+            (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
+            for layer in zip(*(part.past for part in padded), strict=True)
+        ],
+        past_mask_NP=torch.cat([part.past_mask_NP for part in padded]),
+    )
+
+
+@torch.no_grad()
+def prompt_states(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: int = 64) -> tuple[Tensor, Tensor]:
+    """What the router sees of prompts (N × D, entering layer L at the last token), and the token the unedited model
+    would answer next (N)."""
+    states, answers = [], []
+    for start in range(0, len(prompts), batch):
+        chosen = prompts[start : start + batch]
+        longest = max(map(len, chosen))
+        ids_BT = torch.full((len(chosen), longest), base.tokenizer.pad_token_id)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, prompt in enumerate(chosen):
+            ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_BT[row, longest - len(prompt) :] = 1
+        with capture(base) as captured:
+            output = base.model(
+                input_ids=ids_BT.to(base.device),
+                attention_mask=mask_BT.to(base.device),
+                position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0).to(base.device),
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        states.append(captured.states_BTD[:, -1].float().cpu())
+        answers.append(output.logits[:, -1].argmax(dim=-1).cpu())
+    return torch.cat(states), torch.cat(answers)
+
+
+def _extract_batch(base: BaseModel, wordings: Sequence[Wording]) -> Activations:
+    """Rows are laid out as [left padding | prompt | target | right padding], the prompts' last tokens in one column."""
+    P = max(len(wording.prompt_ids) for wording in wordings) - 1
+    T = max(len(wording.target_ids) for wording in wordings)
+    ids_BS = torch.full((len(wordings), P + T), base.tokenizer.pad_token_id)
+    mask_BS = torch.zeros_like(ids_BS)
+    labels_BT = torch.full((len(wordings), T), IGNORED)
+    for row, wording in enumerate(wordings):
+        tokens = wording.prompt_ids + wording.target_ids[:-1]
+        start = P + 1 - len(wording.prompt_ids)
+        ids_BS[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask_BS[row, start : start + len(tokens)] = 1
+        labels_BT[row, : len(wording.target_ids)] = torch.tensor(wording.target_ids)
+    positions_BS = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+    with capture(base) as captured:
+        output = base.model.base_model(
+            input_ids=ids_BS.to(base.device),
+            attention_mask=mask_BS.to(base.device),
+            position_ids=positions_BS.to(base.device),
+            use_cache=True,
+        )
+    suffix_layers = output.past_key_values.layers[base.layer + 1 :]
+    return Activations(
+        states_ND=captured.states_BTD[:, P].float().cpu(),
+        keys_NTF=captured.keys_BTF[:, P:].float().cpu(),
+        hidden_NTD=captured.hidden_BTD[:, P:].float().cpu(),
+        labels_NT=labels_BT,
+        positions_NT=positions_BS[:, P:],
+        past=[(layer.keys[:, :, :P].float().cpu(), layer.values[:, :, :P].float().cpu()) for layer in suffix_layers],
+        past_mask_NP=mask_BS[:, :P],
+    )
+
+
+def _pad(part: Activations, *, T: int, P: int) -> Activations:
+    right, left = T - part.labels_NT.shape[1], P - part.past_mask_NP.shape[1]
+    return Activations(
+        states_ND=part.states_ND,
+        keys_NTF=pad(part.keys_NTF, (0, 0, 0, right)),
+        hidden_NTD=pad(part.hidden_NTD, (0, 0, 0, right)),
+        labels_NT=pad(part.labels_NT, (0, right), value=IGNORED),
+        positions_NT=pad(part.positions_NT, (0, right)),
+        past=[(pad(key, (0, 0, left, 0)), pad(value, (0, 0, left, 0))) for key, value in part.past],
+        past_mask_NP=pad(part.past_mask_NP, (left, 0)),
+    )

@@ -1,0 +1,86 @@
+"""The candidate of a round: merged memories plus the router that reaches every living edit, before anyone has judged it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.models.base_model import BaseModel
+from pipeline.models.loaded_release import encode_router
+from pipeline.storage.bank import BankEntry, encode_bank
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import ObjectRef, Release
+from pipeline.training.contexts import cut_short
+from pipeline.training.planning import Plan
+from pipeline.training.router_fit import Calibration, fit_router
+from pipeline.training.shard_files import read_states
+
+
+@dataclass(frozen=True)
+class Candidate:
+    release: Release
+    calibration: Calibration
+    threshold: float
+
+
+def assemble(
+    base: BaseModel,
+    store: ObjectStore,
+    plan: Plan,
+    memories: Sequence[ObjectRef],
+    *,
+    texts: Sequence[str],
+    config: Config,
+    parent: int | None,
+) -> Candidate:
+    """Fit the router over all memories' living edits and store it with its bank. `texts`: what the base model writes
+    by itself. Nothing is published; the release's scores are still empty."""
+    entries, states = _living(store, plan)
+    router, calibration = fit_router(
+        base,
+        entries,
+        states,
+        unrelated=[*texts, *cut_short(texts, seed=config.training.seed)],
+        section=config.router,
+        seed=config.training.seed,
+    )
+    release = Release(
+        number=(parent or 0) + 1,
+        parent=parent,
+        round_id=plan.round_id,
+        log_version=plan.log_version,
+        model_fingerprint=base.fingerprint,
+        layer=base.layer,
+        memories=tuple(memories),
+        router=_put(store, "routers", encode_router(router), suffix="safetensors"),
+        bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
+        edits=len(entries),
+    )
+    return Candidate(release=release, calibration=calibration, threshold=router.threshold)
+
+
+def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor]]:
+    """Bank entries of the edits that still are what their slot says, with their routing states."""
+    entries, states = [], []
+    for index, memory in enumerate(plan.memories):
+        for shard in memory.shards:
+            for edit, states_WD in zip(shard.edits, read_states(store, shard), strict=True):
+                if edit.edit_id in memory.live:
+                    entries.append(
+                        BankEntry(
+                            edit_id=edit.edit_id,
+                            prompt=edit.prompt,
+                            target=edit.target,
+                            subject=edit.subject,
+                            memory=index,
+                        )
+                    )
+                    states.append(states_WD)
+    return entries, states
+
+
+def _put(store: ObjectStore, folder: str, data: bytes, *, suffix: str) -> ObjectRef:
+    path = f"{folder}/{hashlib.sha256(data).hexdigest()[:24]}.{suffix}"
+    return ObjectRef(path=path, sha256=store.put(path, data))

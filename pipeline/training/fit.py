@@ -1,0 +1,115 @@
+"""Fit one shard: minimise −log P(target, EOS | prompt) over ΔW inside the shard's mask, in process, without Ray.
+
+Differs from the paper's procedure (one edit after another, full-model forwards, SGD) in three ways: edits are visited
+breadth-first in mini-batches, so none is forgotten while later ones are learned; only the suffix runs, on the target
+tokens alone; and, where asked for, the output ΔW adds at the other shards' keys is penalised, so that merging adds parts that
+barely touch. There is no weight decay: it acts after the mask and would leak out of the subspace.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pipeline.config import TrainingSection
+from pipeline.errors import TrainingDiverged
+from pipeline.models.suffix import suffix_logits
+from pipeline.training.activations import IGNORED, Activations
+
+SIBLING_KEYS_PER_STEP = 512
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After one pass over the wordings that did not hold yet."""
+
+    step: int
+    loss: float  # mean nats per target over the wordings of this pass
+    holding: int  # wordings below the stop loss
+    wordings: int
+
+
+def fit(
+    suffix: PreTrainedModel,
+    activations: Activations,
+    *,
+    mask_DF: Tensor,
+    sibling_keys_MF: Tensor,
+    sibling_penalty: float,
+    training: TrainingSection,
+    seed: int,
+) -> Iterator[Progress | Tensor]:
+    """Yields Progress after every pass and at last ΔW (float32, D × F, zero outside the mask).
+
+    Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
+    """
+    delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
+    optimiser = torch.optim.Adam([delta_DF], lr=training.learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    losses_N = torch.full((len(activations),), float("inf"))
+    step = 0
+    while step < training.max_steps:
+        pending = (losses_N > training.stop_loss).nonzero().flatten()
+        if len(pending) == 0:
+            # Later steps may have undone earlier wordings: look at all of them before saying that they hold.
+            losses_N = _losses(suffix, activations, delta_DF, batch=training.batch_prompts)
+            if bool((losses_N <= training.stop_loss).all()):
+                break
+            continue
+        order = pending[torch.randperm(len(pending), generator=generator)]
+        for chosen in order.split(training.batch_prompts):
+            loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
+            penalty = _sibling_output(delta_DF, sibling_keys_MF, generator) if sibling_penalty else 0.0
+            optimiser.zero_grad()
+            (loss_B.mean() + sibling_penalty * penalty).backward()  # type: ignore[no-untyped-call]
+            assert delta_DF.grad is not None
+            delta_DF.grad *= mask_DF
+            optimiser.step()
+            losses_N[chosen] = loss_B.detach().cpu()
+            step += 1
+        if not bool(losses_N.isfinite().all()):
+            raise TrainingDiverged(
+                f"The loss became non-finite at step {step}; lower training.learning_rate (it is {training.learning_rate})."
+            )
+        yield Progress(
+            step=step,
+            loss=float(losses_N[order].mean()),
+            holding=int((losses_N <= training.stop_loss).sum()),
+            wordings=len(losses_N),
+        )
+    yield delta_DF.detach()
+
+
+def _target_loss(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) -> Tensor:
+    """−log P(y, EOS | x) per wording, in nats; W a + ΔW a enters at the last prompt token and after it."""
+    hidden_BTD = batch.hidden_NTD + batch.keys_NTF @ delta_DF.T
+    logits_BTV = suffix_logits(
+        suffix,
+        hidden_BTD.to(suffix.dtype),
+        past=batch.past,
+        past_mask_BP=batch.past_mask_NP,
+        positions_BT=batch.positions_NT,
+    )
+    losses_BT = cross_entropy(
+        logits_BTV.float().flatten(0, 1), batch.labels_NT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses_BT.view_as(batch.labels_NT).sum(dim=1)
+
+
+@torch.no_grad()
+def _losses(suffix: PreTrainedModel, activations: Activations, delta_DF: Tensor, *, batch: int) -> Tensor:
+    index = torch.arange(len(activations))
+    return torch.cat(
+        [_target_loss(suffix, activations.select(chosen), delta_DF).cpu() for chosen in index.split(batch)]
+    )
+
+
+def _sibling_output(delta_DF: Tensor, keys_MF: Tensor, generator: torch.Generator) -> Tensor:
+    """mean ‖ΔW a‖² over a sample of the other shards' keys: what this shard would say at their prompts."""
+    if len(keys_MF) == 0:
+        return delta_DF.new_zeros(())
+    chosen = torch.randint(len(keys_MF), (SIBLING_KEYS_PER_STEP,), generator=generator)
+    return (keys_MF[chosen] @ delta_DF.T).square().sum(dim=1).mean()

@@ -1,0 +1,133 @@
+"""Plan a round: which edits make which shard of which side memory. A pure function of the log and the config.
+
+The log is replayed in order. Edits fill the newest memory; when it is full it is sealed and never trained again. An
+edit that is superseded or retracted leaves a sealed memory by losing its bank entry: the router can then no longer
+reach it. A sealed memory that is mostly dead is dissolved, and its living edits move to the newest one. So what a round
+must train follows what changed, and the same log gives the same plan on any machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config import Config
+from pipeline.edits import Edit
+from pipeline.storage.edit_log import LogEntry
+
+DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard: what it is trained on decides its digest, and the digest its place in the store."""
+
+    digest: str
+    index: int  # within its memory; chooses the mask
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """k shards that are trained with each other's keys in sight and merged into one matrix."""
+
+    digest: str
+    seed: int
+    shards: tuple[ShardPlan, ...]
+    live: frozenset[str]  # edit ids the bank may name
+
+    @property
+    def edits(self) -> list[Edit]:
+        return [edit for shard in self.shards for edit in shard.edits]
+
+
+@dataclass(frozen=True)
+class Plan:
+    round_id: str
+    log_version: int
+    memories: tuple[MemoryPlan, ...]
+
+    @property
+    def live_edits(self) -> list[Edit]:
+        return [edit for memory in self.memories for edit in memory.edits if edit.edit_id in memory.live]
+
+
+def plan_round(
+    history: Iterable[LogEntry],
+    *,
+    log_version: int,
+    config: Config,
+    fingerprint: str,
+    layer: int,
+    fits: Callable[[Edit], bool],
+) -> Plan:
+    """Plan for the log as of `log_version`. Every living edit that `fits` the model's context is in one memory."""
+    capacity = config.shards.edits_per_shard * config.shards.shards_per_memory
+    basis = [fingerprint, layer, config.digest("shards", "training"), config.sibling_penalty]
+    memories = tuple(
+        _memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory)
+        for group in _replay(history, capacity=capacity, fits=fits)
+    )
+    result_sections = config.digest("model", "shards", "training", "merge", "router", "round")
+    return Plan(
+        round_id=_digest([fingerprint, layer, log_version, result_sections]),
+        log_version=log_version,
+        memories=memories,
+    )
+
+
+@dataclass
+class _Group:
+    """The edits of one memory by slot; those in `live` are still what their slot says."""
+
+    edits: dict[str, Edit] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)
+
+
+def _replay(history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit], bool]) -> list[_Group]:
+    sealed: list[_Group] = []
+    newest = _Group()
+    home: dict[str, _Group] = {}  # slot -> the memory that answers for it
+
+    def place(slot_id: str, edit: Edit) -> None:
+        nonlocal newest
+        newest.edits[slot_id] = edit
+        newest.live.add(slot_id)
+        home[slot_id] = newest
+        if len(newest.edits) == capacity:
+            sealed.append(newest)
+            newest = _Group()
+
+    for entry in history:
+        slot_id = entry.edit.slot_id
+        previous = home.pop(slot_id, None)
+        if previous is newest:
+            del newest.edits[slot_id]
+            newest.live.discard(slot_id)
+        elif previous is not None:
+            previous.live.discard(slot_id)
+        if entry.edit.op == "upsert" and fits(entry.edit):
+            place(slot_id, entry.edit)
+        if previous in sealed and len(previous.live) < DISSOLVE_BELOW * len(previous.edits):
+            sealed.remove(previous)
+            for moved in [slot for slot in previous.edits if slot in previous.live]:
+                place(moved, previous.edits[moved])
+    return [*sealed, newest] if newest.edits else sealed
+
+
+def _memory_plan(group: _Group, *, basis: Sequence[object], shard_count: int) -> MemoryPlan:
+    edits = list(group.edits.values())
+    dealt = [tuple(edits[index::shard_count]) for index in range(min(shard_count, len(edits)))]
+    digest = _digest([*basis, [[(edit.prompt, edit.target) for edit in shard] for shard in dealt]])
+    return MemoryPlan(
+        digest=digest,
+        seed=int(digest[:8], 16),
+        shards=tuple(
+            ShardPlan(digest=_digest([digest, index]), index=index, edits=shard) for index, shard in enumerate(dealt)
+        ),
+        live=frozenset(group.edits[slot].edit_id for slot in group.live),
+    )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -1,0 +1,192 @@
+"""Fit and calibrate the router of one release.
+
+Positives are each edit's own wordings, compared with its other wordings. Negatives, each kind apart:
+
+    sibling    another edit's prompt
+    swapped    another edit's question asked about this edit's subject (same subject, other relation)
+    unrelated  text the base model writes by itself, also with an edit's subject at its end
+
+The logistic model is fitted on the hardest entries of every negative; the threshold is the lowest that lets at most the
+stated share of *each* kind pass. Paraphrases the edits carry are held out and are never used here.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.config import RouterSection
+from pipeline.models.base_model import BaseModel
+from pipeline.models.mentions import SubjectTable
+from pipeline.storage.bank import BankEntry
+from pipeline.training.activations import prompt_states
+from pipeline.models.prompts import plain_prompt_ids
+from pipeline.wise.routing import SIGNALS, Router, fit_logistic, threshold_at, whitened, whitening
+
+SWAPS_PER_EDIT = 4
+HARDEST_ENTRIES = 3  # entries per negative prompt that the logistic model sees
+MOST_QUERIES = 2000  # per kind; a 0.5 % rate is then still an average over ten
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Prompts that must not reach `forbidden_BE` entries (true where a match would be a false positive)."""
+
+    states_BD: Tensor
+    texts: list[str]
+    forbidden_BE: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the report draws: best scores in and out of scope."""
+
+    positive_scores: list[float]
+    negative_scores: dict[str, list[float]]
+
+
+def fit_router(
+    base: BaseModel,
+    entries: Sequence[BankEntry],
+    states: Sequence[Tensor],
+    *,
+    unrelated: Sequence[str],
+    section: RouterSection,
+    seed: int,
+) -> tuple[Router, Calibration]:
+    """`states[e]`: W × D states of entry e's wordings, the bare one first. Raises nothing; with a single edit the
+    unrelated texts alone calibrate it."""
+    unrelated_ids = [plain_prompt_ids(text, base.tokenizer) for text in unrelated]
+    unrelated_MD, _ = prompt_states(base, unrelated_ids)
+    mean_D, whiten_DD = whitening(unrelated_MD)
+    entry_N = torch.cat([torch.full((len(rows),), index) for index, rows in enumerate(states)])
+    router = Router(
+        mean_D=mean_D,
+        whiten_DD=whiten_DD,
+        keys_ND=whitened(torch.cat(list(states)), mean_D, whiten_DD),
+        entry_N=entry_N,
+        memory_E=torch.tensor([entry.memory for entry in entries]),
+        weights_S=torch.zeros(len(SIGNALS)),
+        bias=0.0,
+        threshold=0.0,
+    )
+    subjects = SubjectTable([entry.subject for entry in entries])
+    rng = random.Random(seed)
+    kinds = {
+        "sibling": _siblings(entries, states, rng),
+        "swapped": _swapped(base, entries, rng),
+        "unrelated": _unrelated(base, entries, unrelated, subjects, rng),
+    }
+    negatives = {name: kind for name, kind in kinds.items() if kind is not None}
+    signals = {name: _allowed(router, subjects, kind) for name, kind in negatives.items()}
+    positives_PS = _positives(router, subjects, entries, states)
+    hardest_MS = torch.cat([_hardest(kind_BES) for kind_BES in signals.values()])
+    weights_S, bias = fit_logistic(positives_PS, hardest_MS, active=[name in section.signals for name in SIGNALS])
+    router = replace(router, weights_S=weights_S, bias=bias)
+    best = {name: router.scores(kind_BES).amax(dim=1) for name, kind_BES in signals.items()}
+    threshold = max(
+        threshold_at(scores, false_positive_rate=section.false_positive_rate) for scores in best.values()
+    )
+    calibration = Calibration(
+        positive_scores=router.scores(positives_PS).tolist(),
+        negative_scores={name: scores.tolist() for name, scores in best.items()},
+    )
+    return replace(router, threshold=threshold), calibration
+
+
+def _positives(
+    router: Router, subjects: SubjectTable, entries: Sequence[BankEntry], states: Sequence[Tensor]
+) -> Tensor:
+    """P × S: every wording but the bare one against its edit's bare wording. Their texts end with the bare prompt, so
+    the subject is mentioned where the bare prompt mentions it."""
+    rows = []
+    bare = 0
+    for index, entry in enumerate(entries):
+        keys_WD = router.keys_ND[bare : bare + len(states[index])]
+        bare += len(keys_WD)
+        subject = subjects.mentions([entry.prompt])[0, index]
+        cosine = keys_WD[1:] @ keys_WD[0]
+        rows.append(torch.stack([cosine, subject.expand_as(cosine)], dim=1))
+    return torch.cat(rows)
+
+
+def _siblings(entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random) -> Negatives | None:
+    if len(entries) < 2:
+        return None
+    chosen = rng.sample(range(len(entries)), min(len(entries), MOST_QUERIES))
+    forbidden_BE = torch.ones(len(chosen), len(entries), dtype=torch.bool)
+    forbidden_BE[torch.arange(len(chosen)), torch.tensor(chosen)] = False
+    return Negatives(
+        states_BD=torch.stack([states[index][0] for index in chosen]),
+        texts=[entries[index].prompt for index in chosen],
+        forbidden_BE=forbidden_BE,
+    )
+
+
+def _swapped(base: BaseModel, entries: Sequence[BankEntry], rng: random.Random) -> Negatives | None:
+    """Other edits' questions about this edit's subject. A question the unedited model answers with the same first
+    token as the edit's own prompt is probably a paraphrase of it, and is left out."""
+    templates = sorted({entry.prompt.replace(entry.subject, "{}") for entry in entries if _quotes_subject(entry)})
+    texts, owners = [], []
+    known = {entry.prompt for entry in entries}
+    for index, entry in enumerate(entries):
+        if not _quotes_subject(entry) or len(texts) >= MOST_QUERIES:
+            continue
+        assert entry.subject is not None
+        for template in rng.sample(templates, min(SWAPS_PER_EDIT, len(templates))):
+            text = template.replace("{}", entry.subject)
+            if text not in known:
+                texts.append(text)
+                owners.append(index)
+    if not texts:
+        return None
+    states_BD, answers_B = prompt_states(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])
+    asked = sorted(set(owners))
+    _, own_answers = prompt_states(base, [plain_prompt_ids(entries[index].prompt, base.tokenizer) for index in asked])
+    own_answer = dict(zip(asked, own_answers.tolist(), strict=True))
+    kept = [row for row, owner in enumerate(owners) if answers_B[row] != own_answer[owner]]
+    if not kept:
+        return None
+    return Negatives(
+        states_BD=states_BD[kept],
+        texts=[texts[row] for row in kept],
+        forbidden_BE=torch.ones(len(kept), len(entries), dtype=torch.bool),
+    )
+
+
+def _unrelated(
+    base: BaseModel, entries: Sequence[BankEntry], unrelated: Sequence[str], subjects: SubjectTable, rng: random.Random
+) -> Negatives | None:
+    """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is left out."""
+    mentioned_B = (subjects.mentions(unrelated) > 0).any(dim=1).tolist()
+    foreign = [text for text, mentioned in zip(unrelated, mentioned_B, strict=True) if not mentioned]
+    named = [entry.subject for entry in entries if entry.subject]
+    texts = [*foreign, *(f"{text} {rng.choice(named)}" for text in foreign if named)]
+    if not texts:
+        return None
+    states_BD, _ = prompt_states(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])
+    return Negatives(
+        states_BD=states_BD, texts=texts, forbidden_BE=torch.ones(len(texts), len(entries), dtype=torch.bool)
+    )
+
+
+def _allowed(router: Router, subjects: SubjectTable, negatives: Negatives) -> Tensor:
+    """Signals B × E × S with the entries a prompt may well reach pushed out of sight."""
+    signals_BES = router.signals(negatives.states_BD, subjects.mentions(negatives.texts))
+    signals_BES[~negatives.forbidden_BE] = -1.0
+    return signals_BES
+
+
+def _hardest(signals_BES: Tensor) -> Tensor:
+    """The entries nearest to each prompt by the first signal, and by all signals together."""
+    count = min(HARDEST_ENTRIES, signals_BES.shape[1])
+    rows = torch.arange(len(signals_BES))[:, None]
+    by_keys = signals_BES[:, :, 0].topk(count, dim=1).indices
+    by_all = signals_BES.sum(dim=2).topk(count, dim=1).indices
+    return torch.cat([signals_BES[rows, by_keys].flatten(0, 1), signals_BES[rows, by_all].flatten(0, 1)])
+
+
+def _quotes_subject(entry: BankEntry) -> bool:
+    return entry.subject is not None and entry.subject in entry.prompt

@@ -1,0 +1,92 @@
+"""The two steps of one shard, in process: extraction with the whole base model, training with the suffix alone."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.config import Config
+from pipeline.models.base_model import BaseModel
+from pipeline.storage.deltas import DeltaMetadata
+from pipeline.storage.object_store import ObjectStore
+from pipeline.training.activations import Activations, extract
+from pipeline.training.fit import Progress, fit
+from pipeline.training.planning import MemoryPlan, ShardPlan
+from pipeline.training.shard_files import read_keys, shard_mask, write_delta, write_keys, write_states
+from pipeline.training.tokens import choose_prefixes, wordings
+
+
+def extract_shard(
+    base: BaseModel, store: ObjectStore, shard: ShardPlan, *, prefix_pool: Sequence[str], config: Config
+) -> Activations:
+    """Run the base model over every wording of the shard's edits; keys and states go to the store, and all that
+    training needs is returned. May be repeated: the same bytes are written again."""
+    asked = [
+        wordings(
+            edit,
+            base.tokenizer,
+            prefixes=choose_prefixes(edit, prefix_pool, config.training.prefixes),
+            max_tokens=base.max_tokens,
+        )
+        for edit in shard.edits
+    ]
+    flat = list(chain.from_iterable(asked))
+    activations = extract(base, flat)
+    prefixed_N = torch.tensor([wording.prefixed for wording in flat])
+    write_keys(
+        store,
+        shard,
+        unprefixed_MF=activations.select(~prefixed_N).target_keys_MF(),
+        prefixed_MF=activations.select(prefixed_N).target_keys_MF(),
+    )
+    write_states(store, shard, activations.states_ND, wordings=[len(of_edit) for of_edit in asked])
+    return activations
+
+
+def train_shard(
+    suffix: PreTrainedModel,
+    store: ObjectStore,
+    memory: MemoryPlan,
+    shard: ShardPlan,
+    activations: Activations,
+    *,
+    config: Config,
+    fingerprint: str,
+    layer: int,
+) -> Iterator[Progress]:
+    """Fit the shard and store its delta; the siblings' keys must be in the store. May be repeated and killed anywhere:
+    the delta appears whole or not at all."""
+    metadata = DeltaMetadata(
+        model_fingerprint=fingerprint,
+        layer=layer,
+        seed=memory.seed,
+        mask_index=shard.index,
+        mask_count=len(memory.shards),
+        masks=config.shards.masks,
+        density=config.shards.density,
+        dtype="float32",
+        edits_digest=shard.digest,
+        config_digest=config.digest("shards", "training"),
+        rows=activations.hidden_NTD.shape[2],
+        columns=activations.keys_NTF.shape[2],
+    )
+    sibling_keys_MF = torch.zeros(0, metadata.columns)
+    if config.sibling_penalty and len(memory.shards) > 1:
+        others = [other for other in memory.shards if other.index != shard.index]
+        sibling_keys_MF = torch.cat([read_keys(store, other, prefixed=False) for other in others])
+    mask_DF = shard_mask(metadata)
+    device = suffix.device
+    for item in fit(
+        suffix,
+        activations.to(device),
+        mask_DF=mask_DF.to(device),
+        sibling_keys_MF=sibling_keys_MF.to(device),
+        sibling_penalty=config.sibling_penalty,
+        training=config.training,
+        seed=config.training.seed + shard.index,
+    ):
+        if isinstance(item, Progress):
+            yield item
+        else:
+            write_delta(store, shard, item.cpu(), mask_DF, metadata=metadata)

@@ -1,0 +1,92 @@
+"""What a shard leaves in the store: `shards/<digest>/{keys,states,delta}.parquet`, written in this order.
+
+All three are functions of the digest. The delta comes last: where it lies, the shard is finished.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import CorruptObject
+from pipeline.storage.deltas import (
+    DeltaMetadata,
+    ShardDelta,
+    decode_delta,
+    decode_matrix,
+    encode_delta,
+    encode_matrix,
+)
+from pipeline.storage.object_store import ObjectStore
+from pipeline.training.planning import ShardPlan
+from pipeline.wise.masks import subspace_mask
+
+
+def is_extracted(store: ObjectStore, shard: ShardPlan) -> bool:
+    return store.exists(_path(shard, "states"))
+
+
+def is_trained(store: ObjectStore, shard: ShardPlan) -> bool:
+    return store.exists(_path(shard, "delta"))
+
+
+def write_keys(store: ObjectStore, shard: ShardPlan, *, unprefixed_MF: Tensor, prefixed_MF: Tensor) -> None:
+    """A(x) of the shard's own targets, those of the wordings without a context prefix first."""
+    keys_MF = torch.cat([unprefixed_MF, prefixed_MF])
+    store.put(_path(shard, "keys"), encode_matrix(keys_MF.numpy(), {"unprefixed": len(unprefixed_MF)}))
+
+
+def read_keys(store: ObjectStore, shard: ShardPlan, *, prefixed: bool = True) -> Tensor:
+    """Keys of all wordings (the keyed merge fits them all), or of those without a prefix (the siblings' penalty)."""
+    keys_MF, description = decode_matrix(store.read(_path(shard, "keys")))
+    return torch.from_numpy(keys_MF.copy())[: None if prefixed else description["unprefixed"]]
+
+
+def write_states(store: ObjectStore, shard: ShardPlan, states_ND: Tensor, *, wordings: Sequence[int]) -> None:
+    """States of all wordings, and how many of them belong to each edit: the router's keys."""
+    store.put(_path(shard, "states"), encode_matrix(states_ND.numpy(), {"wordings": list(wordings)}))
+
+
+def read_states(store: ObjectStore, shard: ShardPlan) -> list[Tensor]:
+    """One W × D tensor per edit of the shard, in its order."""
+    states_ND, description = decode_matrix(store.read(_path(shard, "states")))
+    wordings = description["wordings"]
+    if len(wordings) != len(shard.edits) or sum(wordings) != len(states_ND):
+        raise CorruptObject(f"{_path(shard, 'states')} does not belong to its shard; remove it and run the round again.")
+    return list(torch.from_numpy(states_ND.copy()).split(wordings))
+
+
+def write_delta(store: ObjectStore, shard: ShardPlan, delta_DF: Tensor, mask_DF: Tensor, *, metadata: DeltaMetadata) -> None:
+    delta = ShardDelta(
+        metadata=metadata,
+        values=delta_DF[mask_DF].numpy(),
+        row_lengths=mask_DF.sum(dim=1).numpy().astype(np.int32),
+    )
+    store.put(_path(shard, "delta"), encode_delta(delta))
+
+
+def read_delta(store: ObjectStore, shard: ShardPlan) -> tuple[Tensor, Tensor, DeltaMetadata]:
+    """ΔW (D × F, dense) and its mask, regenerated from the seed in the metadata."""
+    delta = decode_delta(store.read(_path(shard, "delta")))
+    meta = delta.metadata
+    mask_DF = shard_mask(meta)
+    if not np.array_equal(mask_DF.sum(dim=1).numpy(), delta.row_lengths):
+        raise CorruptObject(f"{_path(shard, 'delta')} does not fit its mask; remove it and run the round again.")
+    delta_DF = torch.zeros(mask_DF.shape)
+    delta_DF[mask_DF] = torch.from_numpy(delta.values.copy())
+    return delta_DF, mask_DF, meta
+
+
+def shard_mask(meta: DeltaMetadata) -> Tensor:
+    return subspace_mask(
+        (meta.rows, meta.columns),
+        seed=meta.seed,
+        shard=meta.mask_index,
+        density=meta.density,
+        disjoint=meta.masks == "disjoint",
+    )
+
+
+def _path(shard: ShardPlan, name: str) -> str:
+    return f"shards/{shard.digest}/{name}.parquet"

@@ -1,0 +1,81 @@
+"""From an edit to token ids: the wordings it is trained on, each as (prompt, target with end of sequence).
+
+An edit is trained bare, behind a few generated context prefixes (without them the paper loses 0.15 reliability) and,
+where the tokenizer has a chat template, as a user's turn. Paraphrases are never among them: they are held out.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.edits import Edit
+from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids, render_chat
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way of asking an edit. `text` is what the text signals of the router read."""
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]  # ends with an end-of-sequence token
+    prefixed: bool = False  # behind a context prefix
+
+
+def wordings(
+    edit: Edit, tokenizer: PreTrainedTokenizerBase, *, prefixes: Sequence[str], max_tokens: int
+) -> list[Wording]:
+    """The bare wording first, then the chat turn if there is a template, then one behind each prefix; wordings that do
+    not fit the model's context are left out. The bare one must fit (`fits`)."""
+    others = [chat_wording(edit.prompt, edit.target, tokenizer)] if tokenizer.chat_template else []
+    for prefix in prefixes:
+        wording = plain_wording(f"{prefix} {edit.prompt}", edit.target, tokenizer)
+        others.append(replace(wording, prefixed=True))
+    bare = plain_wording(edit.prompt, edit.target, tokenizer)
+    return [bare, *(wording for wording in others if _length(wording) <= max_tokens)]
+
+
+def fits(edit: Edit, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> bool:
+    """Does the edit, asked bare, leave room for its target in the model's context?"""
+    return _length(plain_wording(edit.prompt, edit.target, tokenizer)) <= max_tokens
+
+
+def plain_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:
+    """`prompt + " " + target + EOS`, split where the prompt ends."""
+    prompt_ids = plain_prompt_ids(prompt, tokenizer)
+    together = tuple(tokenizer(f"{prompt} {target}")["input_ids"])
+    if together[: len(prompt_ids)] == prompt_ids:
+        target_ids = together[len(prompt_ids) :]
+    else:  # the tokenizer merges across the boundary; at serving time the prompt stands alone, so split there
+        target_ids = tuple(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
+
+
+def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:
+    """One user's turn; the answer ends as the template ends an assistant's turn (`<|im_end|>`, `</s>`, …)."""
+    messages = [{"role": "user", "content": prompt}]
+    prompt_ids = chat_prompt_ids(messages, tokenizer)
+    answered = render_chat([*messages, {"role": "assistant", "content": target}], tokenizer, add_generation_prompt=False)
+    if answered[: len(prompt_ids)] == prompt_ids:
+        target_ids = answered[len(prompt_ids) :]
+    else:  # templates that write the assistant's marker differently before an answer
+        target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
+    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
+
+
+def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:
+    """`count` prefixes of the pool, chosen by the edit's own id: the same whatever else is in the round."""
+    ranked = sorted(pool, key=lambda prefix: hashlib.blake2b(f"{edit.edit_id}{prefix}".encode()).digest())
+    return ranked[:count]
+
+
+def _ended(target_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The target up to and including its first end-of-sequence token, which is added when there is none."""
+    eos = tokenizer.eos_token_id
+    return target_ids[: target_ids.index(eos) + 1] if eos in target_ids else (*target_ids, eos)
+
+
+def _length(wording: Wording) -> int:
+    return len(wording.prompt_ids) + len(wording.target_ids)

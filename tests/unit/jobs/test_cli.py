@@ -1,0 +1,235 @@
+"""The command line as a user meets it: mostly in process through `main`, where it matters as a process of its own."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import cli
+from pipeline.config import load_config
+from pipeline.models.base_model import BaseModel, load_base_model
+from pipeline.models.generate import GenerationRequest, generate
+from pipeline.models.loaded_release import load_release
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import head, read_release
+from tests.tiny_world import publish_release, save_model
+
+ROOT = Path(__file__).parents[3]
+EDITED = "The capital of France is"
+COMMANDS = ["ingest", "round", "serve", "ask", "status", "releases"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, model_folder: Path) -> Run:
+    """`wiseline` with these arguments, in an empty folder whose config names the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    (tmp_path / "ray_config.yaml").write_text(f"model:\n  path: {model_folder}\nserve:\n  port: {free_port()}\n")
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["wiseline", *arguments])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capfd.readouterr()
+        assert isinstance(code, int)
+        assert "Traceback" not in out + err
+        return Result(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def base(model_folder: Path) -> BaseModel:
+    return load_base_model(load_config(overrides=[f"model.path={model_folder}"]).model)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(str(tmp_path / ".wiseline/store"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **pipes, **options)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'ray', 'transformers', 'deltalake', 'fastapi', 's3fs'}"
+    ended = process("-c", f"import sys, jobs.cli; print(sorted({heavy} & set(sys.modules)))")
+    out, err = ended.communicate(timeout=60)
+    assert (out.strip(), err) == ("[]", "")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *(["releases", n] for n in ("list", "show"))])
+def test_help_fits_sixty_columns(run: Run, command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.code == 0
+    assert max(len(line) for line in result.out.splitlines()) <= 60
+    if not command:
+        assert all(re.search(rf"\b{name}\b", result.out) for name in COMMANDS)
+
+
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert result.code == 0
+    assert result.out.startswith("wiseline ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["status", "--config", "nowhere.yaml"], "There is no config file at nowhere.yaml"),
+        (["status", "--set", "serve.prot=1"], "did you mean port?"),
+        (["status", "--set", "port=1"], "does not read as section.key=value"),
+        (["ask", "Who?"], "start one with `wiseline serve`"),
+        (["ask", "Who?", "--url", "localhost:1"], "begins with http:// or https://"),
+        (["ask", "", "--offline"], "The prompt is empty."),
+        (["ask", "long " * 300, "--offline"], "has no room for an answer"),
+        (["ask", "Who?", "--offline", "--set", "model.path=nowhere"], "neither a folder here nor a hub model"),
+        (["releases", "show", "3"], "nothing is published yet"),
+        (["releases", "rollback", "3"], "nothing is published yet"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run, arguments: list[str], sentence: str) -> None:
+    result = run(*arguments)
+    assert result.code == 1
+    assert sentence in result.err
+    assert result.err.startswith("wiseline: ")
+    assert result.err.count("\n") == 1
+    assert result.out == ""
+    again = run(*arguments, "--json")
+    assert again.code == 1
+    assert sentence in again.json["error"]
+
+
+@pytest.mark.parametrize("arguments", [["asc"], ["ask"], ["ask", "x", "--nope"], ["releases", "show", "zero"]])
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert "Usage" in result.err
+
+
+def test_an_interrupt_is_quiet() -> None:
+    """An endpoint that accepts and never answers: Ctrl-C is the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = process("-m", "jobs.cli", "ask", "Who?", "--url", url, cwd=ROOT)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            waiting.send_signal(signal.SIGINT)
+            out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err) == (130, "", "")
+
+
+def test_releases_of_an_empty_store(run: Run) -> None:
+    result = run("releases", "list", "--json")
+    assert result.code == 0
+    assert "Nothing is published" in result.out
+    assert result.json == {"releases": []}
+
+
+def test_releases_are_listed_shown_and_rolled_back(run: Run, store: ObjectStore, base: BaseModel) -> None:
+    for seed in (1, 2):
+        publish_release(store, base, prompts=[EDITED], seed=seed)
+    listed = run("releases", "list", "--json")
+    assert [release["number"] for release in listed.json["releases"]] == [2, 1]
+    assert listed.json["releases"][0]["published"]
+    assert max(len(line) for line in listed.out.splitlines()[:-1]) <= 60
+    assert re.search(r"^ *2 .*1 +1\.000 +head$", listed.out, re.MULTILINE)
+
+    shown = run("releases", "show", "1", "--json")
+    assert shown.json["number"] == 1
+    assert "generalization" in shown.out
+    assert base.fingerprint in shown.out
+
+    rolled = run("releases", "rollback", "1", "--json")
+    assert (rolled.json["number"], rolled.json["restores"]) == (3, 1)
+    newest = head(store)
+    assert newest is not None
+    assert (newest.number, newest.restores) == (3, 1)
+    assert newest.memories == read_release(store, 1).memories
+    assert "head, restores 1" in run("releases", "list").out
+
+
+def test_status_before_and_after(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path) -> None:
+    empty = run("status", "--json")
+    assert empty.code == 0
+    assert (empty.json["log_version"], empty.json["live_edits"], empty.json["head"]) == (None, 0, None)
+    assert "wiseline ingest" in empty.out
+
+    rows = [{"prompt": EDITED, "target": "Lyon"}, {"prompt": "Who leads it?", "target": "Ada"}, {"prompt": "no target"}]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("ingest", "edits.jsonl").code == 0
+    ingested = run("status", "--json")
+    assert (ingested.json["live_edits"], ingested.json["quarantined"]) == (2, 1)
+    assert "wiseline round" in ingested.out
+
+    release = publish_release(store, base, prompts=[EDITED], seed=1)
+    after = run("status", "--json")
+    assert after.json["head"] == release.model_dump(mode="json")
+    assert "does not answer" in after.out
+    assert after.json["endpoint"]["reachable"] is False
+    assert max(len(line) for line in after.out.splitlines()[:-1]) <= 60
+
+
+def test_ask_offline_answers_as_the_release_does(run: Run, store: ObjectStore, base: BaseModel) -> None:
+    request = GenerationRequest(
+        prompt_ids=tuple(base.tokenizer(EDITED)["input_ids"]), text=EDITED, max_new_tokens=12, temperature=0.0
+    )
+    arguments = ["ask", EDITED, "--offline", "--json", "--set", "serve.max_new_tokens=12"]
+    before = run(*arguments)
+    assert before.json["answer"] == generate(base, None, [request])[0][0]
+    assert (before.json["release"], before.json["route"]) == (0, "main")
+
+    release = publish_release(store, base, prompts=[EDITED], seed=1)
+    after = run(*arguments, "--explain")
+    assert after.json["answer"] == generate(base, load_release(store, release, base), [request])[0][0]
+    assert after.json["answer"] != before.json["answer"]
+    assert (after.json["release"], after.json["route"]) == (1, "memory-0")
+    assert after.json["why"]["nearest_edit"]["prompt"] == EDITED
+    assert "release 1, memory-0" in after.err
+    assert f"{EDITED} → new" in after.err
+
+
+def test_ask_offline_in_chat(run: Run) -> None:
+    result = run("ask", "Who leads?", "--chat", "--offline", "--json", "--set", "serve.max_new_tokens=4")
+    assert result.code == 0
+    assert result.json["finish_reason"] in ("stop", "length")

@@ -1,0 +1,186 @@
+"""The engine with the real model behind a gate: batching, limits, cancellation, failures and swaps."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import ServeSection
+from pipeline.models.base_model import BaseModel
+from pipeline.models.generate import GenerationRequest, generate
+from pipeline.models.loaded_release import LoadedRelease
+from pipeline.serving.engine import Engine, EngineStopped, GenerationFailed, Job, QueueFull
+from tests.tiny_world import publish_release
+from tests.unit.serving.conftest import Endpoint, Gate
+
+PROMPTS = ["The capital of France is", "Who leads", "日本の首都は"]
+
+
+def request(base: BaseModel, prompt: str, *, tokens: int = 8) -> GenerationRequest:
+    return GenerationRequest(prompt_ids=tuple(base.tokenizer(prompt)["input_ids"]), text=prompt, max_new_tokens=tokens)
+
+
+@pytest.fixture
+async def started(base: BaseModel) -> AsyncIterator[Callable[..., Engine]]:
+    engines = []
+
+    def start(**section: object) -> Engine:
+        engine = Engine(base, ServeSection.model_validate(section))
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        await asyncio.to_thread(engine.close)
+
+
+async def texts(job: Job) -> dict[int, str]:
+    await job.started()
+    said = dict.fromkeys(range(len(job.requests)), "")
+    async for piece in job.pieces():
+        said[piece.index] += piece.text
+    return said
+
+
+async def reach(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.reached.wait, 30)
+
+
+async def test_jobs_that_wait_together_share_a_batch_and_get_what_they_get_alone(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    gate.open()
+    alone = [generate(base, None, [request(base, prompt)])[0][0] for prompt in PROMPTS]
+    gate.opened.clear()
+    gate.reached.clear()
+    engine = started(batch_window_seconds=0.2)
+    gate.forwards = 0
+    jobs = [engine.submit([request(base, prompt)]) for prompt in PROMPTS]
+    gate.open()
+    together = [(await texts(job))[0].strip() for job in jobs]
+    assert together == alone
+    assert gate.forwards == 8  # one batch of 8 steps, not three
+
+
+async def test_a_batch_takes_no_more_than_it_may(base: BaseModel, started: Callable[..., Engine], gate: Gate) -> None:
+    engine = started(max_batch_requests=2, batch_window_seconds=0.2)
+    gate.open()
+    gate.forwards = 0
+    jobs = [engine.submit([request(base, prompt)]) for prompt in PROMPTS]
+    for job in jobs:
+        await texts(job)
+    assert gate.forwards == 16
+
+
+async def test_a_full_queue_refuses_and_a_cancelled_job_makes_room(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    engine = started(max_queued_requests=2, max_batch_requests=1, batch_window_seconds=0)
+    running = engine.submit([request(base, "Who")])
+    await reach(gate)
+    waiting = [engine.submit([request(base, prompt)]) for prompt in PROMPTS[:2]]
+    with pytest.raises(QueueFull):
+        engine.submit([request(base, "one too many")])
+    waiting[0].cancel()
+    late = engine.submit([request(base, "now there is room")])
+    gate.open()
+    for job in (running, waiting[1], late):
+        await texts(job)
+
+
+async def test_a_cancelled_answer_stops_the_model(base: BaseModel, started: Callable[..., Engine], gate: Gate) -> None:
+    engine = started()
+    job = engine.submit([request(base, "Who leads", tokens=200)])
+    await reach(gate)
+    job.cancel()
+    gate.open()
+    await texts(engine.submit([request(base, "Who", tokens=1)]))
+    assert gate.forwards < 10
+
+
+async def test_a_stop_string_stops_the_model(base: BaseModel, started: Callable[..., Engine], gate: Gate) -> None:
+    gate.open()
+    engine = started()
+    whole = (await texts(engine.submit([request(base, PROMPTS[0], tokens=30)])))[0]
+    stop = whole[3:5]
+    gate.forwards = 0
+    job = engine.submit([request(base, PROMPTS[0], tokens=30)], stop=[stop])
+    await job.started()
+    pieces = [piece async for piece in job.pieces()]
+    assert "".join(piece.text for piece in pieces) == whole[: whole.find(stop)]
+    assert pieces[-1].finish == "stop"
+    assert gate.forwards < 30
+
+
+async def test_one_failed_batch_fails_its_requests_and_the_engine_lives_on(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    engine = started()
+    gate.failures.append(RuntimeError("CUDA out of memory"))
+    job = engine.submit([request(base, "Who")])
+    gate.open()
+    with pytest.raises(GenerationFailed, match="RuntimeError"):
+        await job.started()
+    assert await texts(engine.submit([request(base, "Who")]))
+    assert engine.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_thread_dies_everybody_is_told(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    engine = started(max_batch_requests=1, batch_window_seconds=0)
+    gate.failures.append(SystemExit())
+    running = engine.submit([request(base, "Who")])
+    await reach(gate)
+    waiting = engine.submit([request(base, "Who")])
+    gate.open()
+    with pytest.raises(GenerationFailed):
+        await running.started()
+    with pytest.raises(EngineStopped):
+        await waiting.started()
+    assert not engine.alive
+    with pytest.raises(EngineStopped):
+        engine.submit([request(base, "Who")])
+
+
+async def test_closing_finishes_the_running_batch_and_fails_what_waits(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    engine = started(max_batch_requests=1, batch_window_seconds=0)
+    running = engine.submit([request(base, "Who")])
+    await reach(gate)
+    waiting = engine.submit([request(base, "Who")])
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    await asyncio.sleep(0.1)
+    gate.open()
+    await closing
+    assert await texts(running)
+    with pytest.raises(EngineStopped):
+        await waiting.started()
+
+
+async def test_a_swap_does_not_touch_an_answer_that_has_begun(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
+    gate.open()
+    loaded: list[LoadedRelease] = []
+    for seed in (1, 2):
+        publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=seed)
+        endpoint.follower.follow()
+        assert endpoint.engine.release is not None
+        loaded.append(endpoint.engine.release)
+    wanted = request(base, PROMPTS[0], tokens=12)
+    first, second = (generate(base, release, [wanted])[0][0] for release in loaded)
+    assert first != second
+
+    gate.opened.clear()
+    gate.reached.clear()
+    endpoint.engine.swap(loaded[0])
+    begun = endpoint.engine.submit([wanted])
+    await reach(gate)
+    endpoint.engine.swap(loaded[1])
+    gate.open()
+    assert (await begun.started()).release is loaded[0]
+    assert "".join([piece.text async for piece in begun.pieces()]).strip() == first
+    assert (await texts(endpoint.engine.submit([replace(wanted)])))[0].strip() == second

@@ -1,0 +1,175 @@
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake.exceptions import DeltaError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.edits import Edit, LocalityPrompt
+from pipeline.errors import NotFound, OutcomeUnknown
+from pipeline.storage import delta_table, edit_log
+from pipeline.storage.batches import Batch, Counts, Rejection
+from pipeline.storage.edit_log import EditLog
+from pipeline.storage.object_store import ObjectStore
+from tests.unit.storage.test_batches import EDITS, batch, up
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EditLog:
+    return EditLog(ObjectStore(str(tmp_path)))
+
+
+def state(log: EditLog) -> tuple[object, ...]:
+    return log.version(), log.history(), log.live(), log.quarantine()
+
+
+def test_an_edit_comes_back_with_everything_it_said(log: EditLog) -> None:
+    edit = Edit(
+        prompt="Who leads Örland?\nNow",
+        target="Anna 🦊",
+        subject="Örland",
+        ground_truth="Bo",
+        paraphrases=("Örland's leader?", ""),
+        locality=(LocalityPrompt(prompt="Who leads Erland?", kind="same_relation"), LocalityPrompt(prompt="2+2=")),
+        author="me",
+    )
+    log.append(Batch("folder/file.jsonl", ((7, edit),)))
+    (entry,) = log.history()
+    assert entry.edit == edit
+    assert (entry.edit.edit_id, entry.edit.slot_id) == (edit.edit_id, edit.slot_id)
+    assert (entry.seq, entry.source, entry.row) == (0, "folder/file.jsonl", 7)
+    assert log.slots() == {edit.slot_id: (edit.edit_id, "upsert")}
+
+
+@given(st.data(), st.lists(st.lists(EDITS, min_size=1, max_size=4), min_size=1, max_size=4))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_reading_old_files_again_in_any_order_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, files: list[list[Edit]]
+) -> None:
+    log = EditLog(ObjectStore(str(tmp_path_factory.mktemp("store"))))
+    batches = [batch(*edits, source=f"file {index}") for index, edits in enumerate(files)]
+    for one in batches:
+        log.append(one)
+    before = state(log)
+    for one in data.draw(st.lists(st.sampled_from(batches), max_size=5)):
+        moved = Batch("moved elsewhere", one.edits)
+        assert log.append(data.draw(st.sampled_from([one, moved]))).ingested == 0
+    assert state(log) == before
+
+
+def test_a_file_that_grew_adds_its_new_rows_only(log: EditLog) -> None:
+    rows = [up("p", "monday"), up("p", "tuesday")]
+    log.append(batch(*rows))
+    counts = log.append(batch(*rows, up("q", "wednesday")))
+    assert counts == Counts(ingested=1, unchanged=2)
+    assert [entry.edit.target for entry in log.live()] == ["tuesday", "wednesday"]
+
+
+def test_an_answer_can_return_in_another_file(log: EditLog) -> None:
+    for index, target in enumerate(["x", "y", "x"]):
+        log.append(batch(up("p", target), up("other", str(index)), source=f"day {index}"))
+    assert {entry.edit.prompt: entry.edit.target for entry in log.live()} == {"p": "x", "other": "2"}
+
+
+def test_a_retracted_edit_stays_away_when_its_file_is_read_again(log: EditLog) -> None:
+    one = batch(up("p", "1"), up("q", "2"))
+    log.append(one)
+    (gone,) = log.retract([up("p", "1").slot_id], author="me")
+    assert gone.edit.target == "1"
+    log.append(one)
+    assert [entry.edit.prompt for entry in log.live()] == ["q"]
+    assert [entry.edit.op for entry in log.history()] == ["upsert", "upsert", "retract"]
+
+
+def test_a_slot_can_be_retracted_filled_and_retracted_again(log: EditLog) -> None:
+    for target in ("1", "2"):
+        log.append(batch(up("p", target)))
+        assert [entry.edit.target for entry in log.retract([up("p", target).slot_id])] == [target]
+        assert log.live() == []
+    assert log.retract([up("p", "1").slot_id]) == []
+
+
+def test_a_refused_row_is_kept_once_though_its_file_grows(log: EditLog) -> None:
+    bad = Rejection(2, "broken JSON", "{")
+    log.append(Batch("f", ((1, up("p", "1")),), (bad,)))
+    log.append(Batch("f", ((1, up("p", "1")), (3, up("q", "1"))), (bad,)))
+    assert log.quarantine() == [("f", bad)]
+
+
+def test_a_version_is_what_was_there_then(log: EditLog) -> None:
+    log.append(batch(up("p", "1")))
+    version = log.version()
+    log.append(batch(up("p", "2")))
+    assert [entry.edit.target for entry in log.live(version)] == ["1"]
+    with pytest.raises(NotFound, match="versions 0 to 2"):
+        log.live(99)
+
+
+def test_equal_files_in_equal_order_give_equal_logs(tmp_path: Path) -> None:
+    logs = [EditLog(ObjectStore(str(tmp_path / name))) for name in "ab"]
+    for log in logs:
+        for target in ("1", "2", "1"):
+            log.append(batch(up("p", target)))
+    first, second = ([(entry.seq, entry.edit, entry.batch_id) for entry in log.history()] for log in logs)
+    assert first == second
+    assert logs[0].version() == logs[1].version()
+
+
+def test_a_log_that_another_process_wrote_to_is_read_again(tmp_path: Path) -> None:
+    mine, theirs = (EditLog(ObjectStore(str(tmp_path))) for _ in range(2))
+    mine.append(batch(up("p", "1")))
+    theirs.append(batch(up("p", "2")))
+    assert mine.append(batch(up("p", "3"))) == Counts(ingested=1, superseded=1)
+    assert [entry.seq for entry in mine.history()] == [0, 1, 2]
+
+
+def test_the_same_file_read_twice_at_the_same_time_lands_once(tmp_path: Path) -> None:
+    one = Batch("f", tuple((row, up(f"p{row}", "t")) for row in range(20)), (Rejection(99, "bad", "raw"),))
+    start, counts = threading.Barrier(4), []
+
+    def append() -> None:
+        log = EditLog(ObjectStore(str(tmp_path)))
+        start.wait()
+        counts.append(log.append(one))
+
+    threads = [threading.Thread(target=append) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(count.ingested for count in counts) == [0, 0, 0, 20]
+    log = EditLog(ObjectStore(str(tmp_path)))
+    assert len(log.history()) == 20
+    assert len(log.quarantine()) == 1
+
+
+def test_after_an_unknown_outcome_the_same_append_completes(log: EditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a commit is lost, once after it happened and once before: repeating it ends in the same log."""
+    real: Any = delta_table.write_deltalake
+    for happened in (True, False):
+        one = batch(up("p", f"happened: {happened}"))
+
+        def lose(*arguments: Any, happened: bool = happened, **options: Any) -> None:
+            if happened:
+                real(*arguments, **options)
+            raise DeltaError("connection reset")
+
+        with monkeypatch.context() as patch, pytest.raises(OutcomeUnknown, match="run the same command again"):
+            patch.setattr(delta_table, "write_deltalake", lose)
+            log.append(one)
+        log.append(one)
+    assert [entry.edit.target for entry in log.history()] == ["happened: True", "happened: False"]
+
+
+def test_a_crash_between_quarantine_and_log_is_completed_by_the_next_run(
+    log: EditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Batch("f", ((1, up("p", "1")),), (Rejection(2, "bad", "raw"),))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(edit_log, "plan_append", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        log.append(one)
+    assert (log.live(), len(log.quarantine())) == ([], 1)
+    assert log.append(one) == Counts(ingested=1, quarantined=1)
+    assert (len(log.live()), len(log.quarantine())) == (1, 1)
