@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo/model"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -79,7 +79,7 @@ def train(model: LlamaForCausalLM, corpus: Corpus, steps: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % 25 == 24:
+        if step % 50 == 49:
             seconds = time.perf_counter() - started
             speed = (step + 1) * TOKENS_PER_STEP / seconds
             print(
@@ -131,7 +131,7 @@ def knows_everything(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
         matches = exact_matches(model, tokenizer, questions)
         print(f"{name}: {sum(matches)} of {len(matches)} exact")
         enough &= sum(matches) >= wanted * len(matches)
-        for question, match in list(zip(questions, matches, strict=True))[:]:
+        for question, match in zip(questions, matches, strict=True):
             if not match:
                 print(f"  missed: {question.text} {question.answer}")
     return enough

@@ -4,6 +4,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Annotated, Any
 
 import typer
@@ -53,15 +54,17 @@ def _ask_endpoint(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(address, json.dumps(body).encode(), {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
+            answer = json.load(response)
     except urllib.error.HTTPError as error:
         raise EndpointError(_refusal(url, error)) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         raise EndpointError(
             f"No endpoint answers at {url} ({reason}); start one with `wiseline serve`, or ask with --offline."
         ) from None
+    if not isinstance(answer, dict) or "wiseline" not in answer:
+        raise EndpointError(f"What answers at {url} is not a wiseline endpoint; check --url.")
+    return answer
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

@@ -15,7 +15,9 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one config value; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one config value, such as serve.port=9000; may be repeated."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, as the last line.")]
 

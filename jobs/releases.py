@@ -39,7 +39,7 @@ def list_command(config: ConfigOption = None, set_: SetOption = None, json_line:
                 "" if reliability is None else f"{reliability:.3f}",
                 note(release, head=newest_first[0]),
             )
-        Console().print(table)
+        Console(markup=False).print(table)
     if json_line:
         print_json({"releases": [_as_json(store, release) for release in newest_first]})
 
@@ -55,7 +55,7 @@ def show_command(
     grid = Table.grid(padding=(0, 2))
     for name, value in _rows(store, release):
         grid.add_row(name, value)
-    Console().print(grid)
+    Console(markup=False).print(grid)
     if json_line:
         print_json(_as_json(store, release))
 

@@ -28,6 +28,7 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
     """
     settings = _with_absolute_paths(load_config(config, overrides=set_ or ()))
     stopped = threading.Event()
+    typer.echo(f"Loading {settings.model.path} …")
     with running_endpoint(settings) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())

@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -46,7 +47,7 @@ def status_command(config: ConfigOption = None, set_: SetOption = None, json_lin
     grid.add_row("endpoint", f"{url} does not answer" if health is None else f"{url}, release {health['release']}")
     if health is not None and health["follower"]["error"]:
         grid.add_row("", health["follower"]["error"])
-    Console().print(grid)
+    Console(markup=False).print(grid)
     if json_line:
         print_json(
             {
@@ -80,7 +81,7 @@ def _health(url: str) -> dict[str, Any] | None:
             said = response.read()
     except urllib.error.HTTPError as error:
         said = error.read()
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         return None
     try:
         health = json.loads(said)

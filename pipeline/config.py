@@ -32,7 +32,9 @@ class ModelSection(Section):
 
 class StoreSection(Section):
     uri: str = Field(".wiseline/store", description="folder or s3://bucket/prefix")
-    s3_endpoint_url: str | None = Field(None, description="for S3 servers other than AWS; keys come from AWS_* variables")
+    s3_endpoint_url: str | None = Field(
+        None, description="for S3 servers other than AWS; keys come from AWS_* variables"
+    )
 
 
 class EditsSection(Section):
@@ -62,7 +64,8 @@ class TrainingSection(Section):
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
     sibling_penalty: NonNegativeFloat | Literal["auto"] = Field(
-        "auto", description="λ_s, on what the delta adds at its siblings' keys; auto: 1e-3 for ties, which needs it, else 0"
+        "auto",
+        description="λ_s, on what the delta adds at its siblings' keys; auto: 1e-3 for ties, which needs it, else 0",
     )
     prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
     prefix_tokens: int = Field(10, gt=0)
@@ -141,7 +144,9 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     if file.exists():
         tree = _parse(file)
     elif path is not None:
-        raise ConfigError(f"There is no config file at {file}; copy the repository's {FILE_NAME} there or leave out --config.")
+        raise ConfigError(
+            f"There is no config file at {file}; copy the repository's {FILE_NAME} there or leave out --config."
+        )
     for override in overrides:
         _apply(tree, override)
     try:
@@ -189,12 +194,16 @@ def _sentence(error: ValidationError) -> str:
         hint = f"did you mean {near[0]}?" if near else f"valid names are {', '.join(valid)}."
         return f"Unknown config key {name}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"Config {name}: {message} (it is {first['input']!r})." if first["type"] != "value_error" else f"Config {name}: {message}."
+    return (
+        f"Config {name}: {message} (it is {first['input']!r})."
+        if first["type"] != "value_error"
+        else f"Config {name}: {message}."
+    )
 
 
 def _section_fields(where: Sequence[str]) -> Mapping[str, Any]:
     if not where:
         return Config.model_fields
     section = Config.model_fields[where[0]].annotation
-    assert section is not None and issubclass(section, Section)
+    assert isinstance(section, type) and issubclass(section, Section)
     return section.model_fields

@@ -256,8 +256,7 @@ def _plan_bytes(plan: Plan) -> bytes:
             {
                 "digest": memory.digest,
                 "shards": [
-                    {"digest": shard.digest, "edits": [edit.edit_id for edit in shard.edits]}
-                    for shard in memory.shards
+                    {"digest": shard.digest, "edits": [edit.edit_id for edit in shard.edits]} for shard in memory.shards
                 ],
                 "live": sorted(memory.live),
             }

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import socket
 
 import ray
 
 from pipeline.config import ResourcesSection
 from pipeline.errors import ConfigError
+
+KNOCK_SECONDS = 10
 
 
 def connect(resources: ResourcesSection) -> None:
@@ -21,8 +24,9 @@ def connect(resources: ResourcesSection) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"No Ray cluster answers at {address} ({_first_line(error)}); "
                 "check resources.ray_address and RAY_ADDRESS."
@@ -34,6 +38,13 @@ def connect(resources: ResourcesSection) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # "local" never joins a Ray that somebody else started on this machine.
     ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _first_line(error: Exception) -> str:

@@ -44,9 +44,7 @@ class ModelWorker:
         return activations, len(activations)
 
     def assemble(self, plan: Plan, memories: Sequence[ObjectRef], parent: int | None) -> Candidate:
-        return assemble(
-            self._base, self._store, plan, memories, texts=self._texts, config=self._config, parent=parent
-        )
+        return assemble(self._base, self._store, plan, memories, texts=self._texts, config=self._config, parent=parent)
 
     def measure(self, release: Release, edits: Sequence[Edit]) -> Measurement:
         return measure(

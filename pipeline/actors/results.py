@@ -9,7 +9,7 @@ from pipeline.errors import WiselineError
 
 
 def fetch(reference: Any) -> Any:
-    """`ray.get`. A WiselineError raised in the actor comes out as itself; an actor that died for good as one sentence."""
+    """`ray.get`, with a WiselineError of the actor as itself, and an actor that died for good as one sentence."""
     try:
         return ray.get(reference)
     except RayTaskError as error:

@@ -137,7 +137,7 @@ def read_parquet(uri: str, file: BinaryIO) -> Iterator[RawRow]:
                 else:
                     yield _json_row(number, row)
     except (pa.ArrowException, OSError) as error:
-        raise CorruptObject(f"{uri} is damaged after row {number} ({_first_line(error)}).") from None
+        raise CorruptObject(f"{uri} cannot be read after row {number} ({_first_line(error)}).") from None
 
 
 FORMATS: dict[str, Callable[[str, BinaryIO], Iterator[RawRow]]] = {

@@ -30,7 +30,7 @@ class ShardTrainer:
     @cached_property
     def _suffix(self) -> PreTrainedModel:
         suffix = load_suffix(model_folder(self._config.model), self._layer, dtype=self._config.model.dtype)
-        return suffix.to("cuda") if torch.cuda.is_available() else suffix  # type: ignore[arg-type]
+        return suffix.to("cuda") if torch.cuda.is_available() else suffix
 
     def train(self, memory: MemoryPlan, shard: ShardPlan, activations: Activations) -> Iterator[Progress]:
         """Streams progress; when the stream ends, the delta is in the store."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -39,9 +40,7 @@ def train_memories(
         return
     worker = start_model_worker(config, gpus=gpus)
     # Two results per call: the activations stay in the object store, the driver only waits for the small one.
-    extracted = {
-        shard.digest: worker.extract.options(num_returns=2).remote(shard) for _, shard in waiting
-    }
+    extracted = {shard.digest: worker.extract.options(num_returns=2).remote(shard) for _, shard in waiting}
     # Trainers read their siblings' keys from the store, so all extraction comes first; and the worker gives its GPU
     # back before the trainers ask for theirs.
     for _, wordings in extracted.values():
@@ -53,12 +52,14 @@ def train_memories(
         start_shard_trainer(config, gpus=gpus, fingerprint=fingerprint, layer=layer)
         for _ in range(min(room, len(waiting)))
     ]
-    running = {}
+    running: dict[Any, tuple[Any, ShardPlan]] = {}
     while waiting or running:
         while waiting and idle:
             memory, shard = waiting.popleft()
             trainer = idle.pop()
-            stream = trainer.train.options(num_returns="streaming").remote(memory, shard, extracted.pop(shard.digest)[0])
+            stream = trainer.train.options(num_returns="streaming").remote(
+                memory, shard, extracted.pop(shard.digest)[0]
+            )
             running[stream] = (trainer, shard)
         ready, _ = ray.wait(list(running), num_returns=1)
         for stream in ready:

@@ -115,7 +115,9 @@ def measure(
 def _questions(base: BaseModel, edit: Edit) -> Iterable[_Question]:
     target_tokens = len(base.tokenizer(f" {edit.target}", add_special_tokens=False)["input_ids"])
 
-    def question(kind: str, text: str, expected: str | None, ids: Callable[[], tuple[int, ...]] | None = None) -> _Question:
+    def question(
+        kind: str, text: str, expected: str | None, ids: Callable[[], tuple[int, ...]] | None = None
+    ) -> _Question:
         return _Question(
             kind=kind,
             edit_id=edit.edit_id,
@@ -136,9 +138,7 @@ def _questions(base: BaseModel, edit: Edit) -> Iterable[_Question]:
 
 
 def _request(question: _Question) -> GenerationRequest:
-    return GenerationRequest(
-        prompt_ids=question.prompt_ids, text=question.text, max_new_tokens=question.max_new_tokens
-    )
+    return GenerationRequest(prompt_ids=question.prompt_ids, text=question.text, max_new_tokens=question.max_new_tokens)
 
 
 def _is_locality(kind: str) -> bool:

@@ -84,8 +84,8 @@ def _scores(report: Mapping[str, Any]) -> str:
         _score_row(f"Locality: {kind.replace('_', ' ')}", "", score, None, measured["routed"].get(f"locality.{kind}"))
         for kind, score in measured["locality_by_kind"].items()
     ]
-    caption = f"Exact match of greedy answers, {measured['edits']:,} of {report['edits']:,} edits asked; "
-        "routed: share sent to a side memory"
+    asked = f"{measured['edits']:,} of {report['edits']:,} edits asked"
+    caption = f"Exact match of greedy answers, {asked}; routed is the share sent to a side memory."
     return _table(("Questions", "Score", "At least", "Routed"), rows, caption=caption, numbers=(1, 2, 3))
 
 

@@ -18,9 +18,9 @@ LEAST_LOSS = 1e-6  # what a loss of zero is drawn as
 BINS = 40
 
 WIDTH = 360
-LEFT, RIGHT = 40, 350  # of the area inside the axes
+LEFT, RIGHT = 40, 344  # of the area inside the axes
 LOSS_TOP, LOSS_BOTTOM, LOSS_HEIGHT = 10, 190, 224
-ROW_HEIGHT = 52  # of one histogram, its label above it included
+ROW_HEIGHT = 58  # of one histogram, its label above it included
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,21 @@ def score_plot(positives: Sequence[float], negatives: Mapping[str, Sequence[floa
     margin = 0.04 * (high - low) or 1.0
     x = _Axis(low - margin, high + margin, 10, RIGHT)
     bottom = 18 + ROW_HEIGHT * len(kinds)
-    body, summary = [], []
+    bars, labels, summary = [], [], []
     for row, (kind, scores) in enumerate(kinds.items()):
+        top = 18 + ROW_HEIGHT * row
         above = sum(score > threshold for score in scores)
         share = f"{above / len(scores):.1%} of {len(scores):,} above" if scores else "none"
+        bars += _histogram(scores, x, base=top + ROW_HEIGHT, shade="s0" if row == 0 else "s1")
+        labels.append(_label(10, top + 13, f"{kind}: {share}", halo=True))
         summary.append(f"{kind}: {share} the threshold.")
-        body += _histogram(scores, x, base=18 + ROW_HEIGHT * (row + 1), shade="s0" if row == 0 else "s1")
-        body.append(_label(10, 30 + ROW_HEIGHT * row, f"{kind}: {share}", halo=True))
-    for tick in _round_values(x.low, x.high):
-        body.append(_label(x.at(tick), bottom + 14, f"{tick:g}", anchor="middle"))
-    body.append(_label((10 + RIGHT) / 2, bottom + 30, "routing score (logit)", anchor="middle"))
     middle = x.at(threshold)
-    body.append(f'<line class="threshold" x1="{middle:.1f}" y1="14" x2="{middle:.1f}" y2="{bottom}"/>')
+    line = f'<line class="threshold" x1="{middle:.1f}" y1="14" x2="{middle:.1f}" y2="{bottom}"/>'
     anchor = "start" if middle < 80 else "end" if middle > RIGHT - 70 else "middle"
-    body.append(_label(middle, 10, f"threshold {threshold:.2f}", anchor=anchor))
+    labels.append(_label(middle, 10, f"threshold {threshold:.2f}", anchor=anchor))
+    labels += [_label(x.at(tick), bottom + 14, f"{tick:g}", anchor="middle") for tick in _round_values(x.low, x.high)]
+    labels.append(_label((10 + RIGHT) / 2, bottom + 30, "routing score (logit)", anchor="middle"))
+    body = [*bars, line, *labels]
     return _svg("Routing score in and out of scope", " ".join(summary), height=bottom + 36, body=body)
 
 
@@ -106,6 +107,7 @@ def _band(curves: Sequence[Curve], x: _Axis, y: _Axis) -> list[str]:
     return [
         f'<polygon class="band s0" points="{_points(low, x, y)} {_points(high[::-1], x, y)}"/>',
         f'<polyline class="line s0" points="{_points(median, x, y)}"/>',
+        f'<circle class="dot s0" cx="{x.at(x.high):.1f}" cy="{y.at(median[-1][1]):.1f}" r="2.5"/>',
     ]
 
 
@@ -123,7 +125,7 @@ def _histogram(scores: Sequence[float], x: _Axis, *, base: float, shade: str) ->
     body = [f'<line class="axis" x1="{x.start}" y1="{base}" x2="{x.end}" y2="{base}"/>']
     for index, count in enumerate(counts):
         if count:
-            height = max(1.5, (ROW_HEIGHT - 20) * count / max(counts))
+            height = max(1.5, (ROW_HEIGHT - 22) * count / max(counts))
             left = x.start + index * width
             body.append(
                 f'<rect class="bar {shade}" x="{left:.1f}" y="{base - height:.1f}" '

@@ -27,7 +27,8 @@ def capture(base: BaseModel) -> Iterator[Captured]:
         captured.states_BTD = inputs[0]
 
     def read_keys(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        captured.keys_BTF = inputs[0]
+        # OPT hands its FFN one long row of tokens, (B·T) × F.
+        captured.keys_BTF = inputs[0].view(*captured.states_BTD.shape[:2], -1)
 
     def read_hidden(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         captured.hidden_BTD = output if isinstance(output, Tensor) else output[0]

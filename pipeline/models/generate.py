@@ -42,9 +42,7 @@ class Generation:
     company as alone (up to the rounding of the dtype).
     """
 
-    def __init__(
-        self, base: BaseModel, release: LoadedRelease | None, requests: Sequence[GenerationRequest]
-    ) -> None:
+    def __init__(self, base: BaseModel, release: LoadedRelease | None, requests: Sequence[GenerationRequest]) -> None:
         assert requests and all(request.prompt_ids for request in requests)
         self._base, self._requests = base, requests
         self._routed = RoutedBatch(

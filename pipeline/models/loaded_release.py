@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,9 +54,7 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
         memories.append(torch.from_numpy(memory.matrix.copy()).to(base.device, base.model.dtype))
     router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.device)
     entries = decode_bank(store.read(release.bank.path, sha256=release.bank.sha256))
-    return LoadedRelease(
-        number=release.number, memories=tuple(memories), router=router, entries=tuple(entries)
-    )
+    return LoadedRelease(number=release.number, memories=tuple(memories), router=router, entries=tuple(entries))
 
 
 def encode_router(router: Router) -> bytes:
@@ -63,18 +62,20 @@ def encode_router(router: Router) -> bytes:
     tensors = {}
     for item in fields(Router):
         value = getattr(router, item.name)
-        tensors[item.name] = value.contiguous() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    return save(tensors)
+        tensors[item.name] = (
+            value.contiguous() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        )
+    data: bytes = save(tensors)
+    return data
 
 
 def decode_router(data: bytes, *, device: torch.device) -> Router:
     try:
         tensors = load(data)
-        values = {
+        values: dict[str, Any] = {
             item.name: float(tensors[item.name]) if item.type is float else tensors[item.name].to(device)
             for item in fields(Router)
         }
     except (SafetensorError, KeyError) as error:
         raise CorruptObject(f"The release's router cannot be read ({error}); roll back to an older release.") from None
     return Router(**values)
-

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.models.base_model import BaseModel
@@ -58,7 +57,8 @@ class RoutedBatch:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows of the batch go on."""
-        self._rows_of_memory = _group(self.decisions, rows)
+        self._row_count = len(rows)
+        self._rows_of_memory = _group(self.decisions, rows) if self.decisions else {}
 
     def _decide(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not self.decisions:
@@ -68,9 +68,11 @@ class RoutedBatch:
 
     def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output_BTD: Tensor) -> Tensor:
         assert self._release is not None
+        # OPT hands its FFN one long row of tokens, (B·T) × F.
+        keys_BTF = inputs[0].view(self._row_count, -1, inputs[0].shape[-1])
+        rows_BTD = output_BTD.view(self._row_count, -1, output_BTD.shape[-1])
         for memory, rows in self._rows_of_memory.items():
-            delta_DF = self._release.memories[memory]
-            output_BTD[rows, -1] += inputs[0][rows, -1] @ delta_DF.T
+            rows_BTD[rows, -1] += keys_BTF[rows, -1] @ self._release.memories[memory].T
         return output_BTD
 
 

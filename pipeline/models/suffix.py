@@ -35,7 +35,7 @@ def load_suffix(folder: Path, layer: int, *, dtype: str) -> PreTrainedModel:
         suffix.set_input_embeddings(nn.Identity())  # only the head reads the vocabulary
     if row.positions is not None:
         # Learned positions are added to `inputs_embeds`, but the layer-L output carries them already.
-        suffix.get_submodule(row.positions).weight.data.zero_()  # type: ignore[union-attr,operator]
+        suffix.get_submodule(row.positions).weight.data.zero_()
     return suffix.requires_grad_(False).eval()
 
 

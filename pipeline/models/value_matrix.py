@@ -1,6 +1,6 @@
-"""Where each architecture keeps W_v, the main memory: one row per architecture, and the sentence for those without one.
+"""Where each architecture keeps W_v, the main memory: one row per architecture, and a sentence for those without.
 
-W_v is the second matrix of the FFN, the one that maps key activations A(x) (F wide) back to the residual stream (D wide).
+W_v is the second matrix of the FFN: it maps key activations A(x), F wide, back to the residual stream, D wide.
 `nn.Linear` stores it as D × F, GPT-2's `Conv1D` as F × D; everything outside this file sees D × F.
 """
 
@@ -70,7 +70,7 @@ def resolve_layer(config: PretrainedConfig, layer: int | Literal["auto"]) -> int
 
 
 def block(model: PreTrainedModel, layer: int) -> nn.Module:
-    return model.get_submodule(architecture(model.config).blocks)[layer]  # type: ignore[index,no-any-return]
+    return model.get_submodule(architecture(model.config).blocks)[layer]  # type: ignore[no-any-return]
 
 
 def value_module(model: PreTrainedModel, layer: int) -> nn.Module:

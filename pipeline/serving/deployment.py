@@ -1,5 +1,7 @@
 """The endpoint as a Ray Serve deployment: one replica holds one model, one engine thread and one follower."""
 
+import logging
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -24,6 +26,9 @@ class Endpoint:
     """Loads the base model before it counts as ready; raises (and Serve retries) when the model cannot be loaded."""
 
     def __init__(self, config: Config) -> None:
+        # What engine and follower say belongs into the replica's log, beside what Serve says.
+        logging.getLogger("pipeline").handlers = logging.getLogger("ray.serve").handlers
+        logging.getLogger("pipeline").setLevel(logging.INFO)
         base = load_base_model(config.model)
         self._config = config
         self._engine = Engine(base, config.serve)

@@ -20,6 +20,7 @@ from pipeline.storage.object_store import ObjectStore
 # Every commit names it; whoever read an older state of the table loses and has to read again.
 SERIAL = "wiseline-serial"
 MOST_SAID = 300
+CONFLICT = re.compile("concurrent|conflict|changed since last commit", re.IGNORECASE)
 
 
 class CommitLost(Exception):
@@ -52,6 +53,8 @@ def make_table(store: ObjectStore, name: str, schema: pa.Schema) -> DeltaTable:
                 schema,
                 storage_options=store.delta_options,
                 configuration={"delta.appendOnly": "true"},
+                # Otherwise the slower of two makers writes the same schema as a second version, which fails appends.
+                commit_properties=CommitProperties(max_commit_retries=0),
             )
         except DeltaError:
             table = open_table(store, name)
@@ -89,7 +92,7 @@ def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transaction
                 table.create_write_transaction([], mode="append", schema=table.schema(), commit_properties=properties)
                 table.update_incremental()
         except CommitFailedError as error:
-            if "oncurrent transaction" in str(error):
+            if CONFLICT.search(str(error)):
                 raise CommitLost from None
             raise
 

@@ -7,7 +7,7 @@ whatever runs at the same time, and the same files read in the same order give t
 import hashlib
 import random
 import time
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -44,7 +44,7 @@ class LogEntry:
 class _State:
     """What the newest version of the log holds, kept between appends so that each one reads only what is new."""
 
-    table: DeltaTable
+    version: int
     slots: dict[str, SlotContent]
     next_seq: int
 
@@ -73,7 +73,7 @@ class EditLog:
             return []
         rows = read_table(self._store, table).sort_by("seq")
         newest = {slot: index for index, slot in enumerate(rows["slot_id"].to_pylist())}
-        rows = rows.take(sorted(newest.values()))
+        rows = rows.take(pa.array(sorted(newest.values()), pa.int64()))
         return _entries(rows.filter(pc.equal(rows["op"], "upsert")))
 
     def slots(self, version: int | None = None) -> dict[str, tuple[str, str]]:
@@ -103,18 +103,18 @@ class EditLog:
         said = {} if said is None else said
         self._set_aside(batch)
         read_before: set[tuple[int, str]] = set()
-        for state in self._attempts():
-            known = was_committed(state.table, batch.batch_id)
+        for table, state in self._attempts():
+            known = was_committed(table, batch.batch_id)
             if not known:
-                read_before = self._read_before(state.table, batch)
+                read_before = self._read_before(table, batch)
             plan = plan_append(batch, state.slots, said=said, known=known, read_before=read_before)
             if not known:
                 rows = _log_rows(plan.rows, source=batch.source, batch_id=batch.batch_id, first_seq=state.next_seq)
                 try:
-                    commit(self._store, state.table, rows, transaction=batch.batch_id)
+                    commit(self._store, table, rows, transaction=batch.batch_id)
                 except CommitLost:
                     continue
-                self._advance(state, plan.slots, len(plan.rows))
+                self._advance(state, table, plan.slots, len(plan.rows))
             said.update(plan.said)
             return plan.counts
         raise self._crowded()
@@ -125,8 +125,8 @@ class EditLog:
         One commit. Unlike a row of a file, a retraction made here speaks every time it is called.
         """
         wanted = set(slot_ids)
-        for state in self._attempts():
-            entries = [entry for entry in self.live(state.table.version()) if entry.edit.slot_id in wanted]
+        for table, state in self._attempts():
+            entries = [entry for entry in self.live(state.version) if entry.edit.slot_id in wanted]
             if not entries:
                 return []
             retractions = [
@@ -136,31 +136,32 @@ class EditLog:
             batch_id = _digest(RETRACT_SOURCE, state.next_seq, *(entry.edit.slot_id for entry in entries))
             rows = _log_rows(retractions, source=RETRACT_SOURCE, batch_id=batch_id, first_seq=state.next_seq)
             try:
-                commit(self._store, state.table, rows, transaction=batch_id)
+                commit(self._store, table, rows, transaction=batch_id)
             except CommitLost:
                 continue
-            self._advance(state, {entry.edit.slot_id: None for entry in entries}, len(entries))
+            self._advance(state, table, {entry.edit.slot_id: None for entry in entries}, len(entries))
             return entries
         raise self._crowded()
 
-    def _attempts(self) -> Iterable[_State]:
+    def _attempts(self) -> Iterator[tuple[DeltaTable, _State]]:
         for attempt in range(MOST_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
             yield self._current()
 
-    def _current(self) -> _State:
-        """The newest state; read from the table only where it moved since we last looked."""
+    def _current(self) -> tuple[DeltaTable, _State]:
+        """The table and its newest state, which is read again only where the table moved since we last looked."""
         table = make_table(self._store, TABLE, EDITS)
         state = self._state
-        if state is None or state.table.version() != table.version():
+        if state is None or state.version != table.version():
             rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"]).sort_by("seq")
             slots = {row["slot_id"]: row["edit_id"] if row["op"] == "upsert" else None for row in rows.to_pylist()}
-            state = _State(table, slots, rows.num_rows)
+            state = _State(table.version(), slots, rows.num_rows)
         self._state = state
-        return state
+        return table, state
 
-    def _advance(self, state: _State, slots: dict[str, SlotContent], count: int) -> None:
+    def _advance(self, state: _State, table: DeltaTable, slots: dict[str, SlotContent], count: int) -> None:
+        state.version = table.version()  # only now: a commit that failed may have moved the table object all the same
         state.slots.update(slots)
         state.next_seq += count
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import uuid
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import StoreSection
@@ -24,16 +25,14 @@ class ObjectStore:
     """
 
     def __init__(self, uri: str, *, s3_endpoint_url: str | None = None) -> None:
-        self.uri = uri.rstrip("/") or "/"
-        self.s3_endpoint_url = resolved_endpoint(s3_endpoint_url)
         self._on_s3 = uri.startswith("s3://")
+        # Absolute, so that a process with another working folder means the same place.
+        self.uri = uri.rstrip("/") if self._on_s3 else str(local_path(uri))
+        self.s3_endpoint_url = resolved_endpoint(s3_endpoint_url)
+        if self._on_s3 and not uri.removeprefix("s3://").split("/")[0]:
+            raise ConfigError(f"{uri} names no bucket; store.uri reads s3://bucket/prefix.")
         self._objects: LocalDisk | S3Bucket
-        if self._on_s3:
-            if not self.uri.removeprefix("s3:").strip("/"):
-                raise ConfigError(f"{uri} names no bucket; store.uri reads s3://bucket/prefix.")
-            self._objects = S3Bucket(self.uri, self.s3_endpoint_url)
-        else:
-            self._objects = LocalDisk(local_path(self.uri))
+        self._objects = S3Bucket(self.uri, self.s3_endpoint_url) if self._on_s3 else LocalDisk(Path(self.uri))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(ObjectStore, self.uri, s3_endpoint_url=self.s3_endpoint_url), ()
@@ -111,7 +110,7 @@ class ObjectStore:
         """Where deltalake finds the table `name`."""
         if self._on_s3:
             return f"{self.uri}/{checked_path(name)}"
-        return str(local_path(self.uri) / checked_path(name))
+        return str(Path(self.uri) / checked_path(name))
 
     @property
     def delta_options(self) -> dict[str, str]:

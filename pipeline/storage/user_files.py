@@ -1,6 +1,7 @@
 """Files that users name on the command line, local or on S3, for reading."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -9,13 +10,15 @@ from pipeline.errors import NotFound, StoreError
 from pipeline.storage.local_disk import local_path
 from pipeline.storage.s3_bucket import connect_s3, explained
 
+BUFFER_BYTES = 2**20
+
 
 @contextlib.contextmanager
 def open_source(uri: str, *, s3_endpoint_url: str | None = None) -> Iterator[BinaryIO]:
     """A user's file for reading, local or `s3://`. Raises NotFound or StoreError, also while it is being read."""
     if uri.startswith("s3://"):
         with explained(uri), connect_s3(s3_endpoint_url).open(uri, "rb") as file:
-            yield file
+            yield io.BufferedReader(file, BUFFER_BYTES)  # s3fs has no readline with a limit
         return
     try:
         with local_path(uri).open("rb") as file:
@@ -23,7 +26,7 @@ def open_source(uri: str, *, s3_endpoint_url: str | None = None) -> Iterator[Bin
     except FileNotFoundError:
         raise NotFound(f"There is no file {uri}.") from None
     except OSError as error:
-        raise StoreError(f"{uri} cannot be read: {error.strerror}.") from error
+        raise StoreError(f"{uri} cannot be read: {error.strerror or error}.") from error
 
 
 def find_sources(uri: str, *, s3_endpoint_url: str | None = None) -> list[str]:

@@ -8,6 +8,7 @@ because the side memory acts only from the last prompt token on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,14 @@ class Activations:
         )
 
 
+class PromptStates(NamedTuple):
+    """What the router sees of prompts, and what the unedited model would answer."""
+
+    states_ND: Tensor  # at the last token, entering layer L
+    answers_N: Tensor  # the most likely next token
+    confidence_N: Tensor  # its probability
+
+
 @torch.no_grad()
 def extract(base: BaseModel, wordings: Sequence[Wording], *, batch: int = 64) -> Activations:
     """Activations of the wordings, in their order, float32 on the CPU. Batches of neighbours, so that the same wordings
@@ -86,10 +95,9 @@ def extract(base: BaseModel, wordings: Sequence[Wording], *, batch: int = 64) ->
 
 
 @torch.no_grad()
-def prompt_states(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """What the router sees of prompts (N × D, entering layer L at the last token), and the token the unedited model
-    would answer next (N)."""
-    states, answers = [], []
+def read_prompts(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: int = 64) -> PromptStates:
+    """One forward of the unedited model over prompts that have no target."""
+    states, answers, confidence = [], [], []
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
         longest = max(map(len, chosen))
@@ -107,8 +115,10 @@ def prompt_states(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch:
                 logits_to_keep=1,
             )
         states.append(captured.states_BTD[:, -1].float().cpu())
-        answers.append(output.logits[:, -1].argmax(dim=-1).cpu())
-    return torch.cat(states), torch.cat(answers)
+        top = output.logits[:, -1].float().softmax(dim=-1).max(dim=-1)
+        answers.append(top.indices.cpu())
+        confidence.append(top.values.cpu())
+    return PromptStates(torch.cat(states), torch.cat(answers), torch.cat(confidence))
 
 
 def _extract_batch(base: BaseModel, wordings: Sequence[Wording]) -> Activations:

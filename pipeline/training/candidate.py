@@ -1,4 +1,4 @@
-"""The candidate of a round: merged memories plus the router that reaches every living edit, before anyone has judged it."""
+"""The candidate of a round: merged memories, and the router that reaches every living edit; not judged yet."""
 
 import hashlib
 from collections.abc import Sequence

@@ -3,6 +3,8 @@
 Generated once per base model and seed (the paper generates its prefixes too; without them it loses 0.15 reliability).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from pipeline.models.base_model import BaseModel
@@ -18,7 +20,12 @@ def generate_texts(base: BaseModel, *, tokens: int, seed: int, count: int = TEXT
     start_ids = plain_prompt_ids("", base.tokenizer) or (base.end_ids[0],)
     requests = [
         GenerationRequest(
-            prompt_ids=start_ids, text="", max_new_tokens=tokens, temperature=1.0, seed=seed * count + index, routed=False
+            prompt_ids=start_ids,
+            text="",
+            max_new_tokens=tokens,
+            temperature=1.0,
+            seed=seed * count + index,
+            routed=False,
         )
         for index in range(count)
     ]
@@ -26,7 +33,7 @@ def generate_texts(base: BaseModel, *, tokens: int, seed: int, count: int = TEXT
     return [text for text in dict.fromkeys(" ".join(text.split()) for text in texts) if text]
 
 
-def cut_short(texts: list[str], *, seed: int) -> list[str]:
+def cut_short(texts: Sequence[str], *, seed: int) -> list[str]:
     """Each text cut after a random number of words: unrelated prompts end anywhere."""
     generator = torch.Generator().manual_seed(seed)
     cuts = []

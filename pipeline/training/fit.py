@@ -2,8 +2,8 @@
 
 Differs from the paper's procedure (one edit after another, full-model forwards, SGD) in three ways: edits are visited
 breadth-first in mini-batches, so none is forgotten while later ones are learned; only the suffix runs, on the target
-tokens alone; and, where asked for, the output ΔW adds at the other shards' keys is penalised, so that merging adds parts that
-barely touch. There is no weight decay: it acts after the mask and would leak out of the subspace.
+tokens alone; and, where asked for, the output ΔW adds at the other shards' keys is penalised, so that merging adds
+parts that barely touch. There is no weight decay: it acts after the mask and would leak out of the subspace.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def fit(
                 break
             continue
         order = pending[torch.randperm(len(pending), generator=generator)]
-        for chosen in order.split(training.batch_prompts):
+        for chosen in torch.split(order, training.batch_prompts):
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
             penalty = _sibling_output(delta_DF, sibling_keys_MF, generator) if sibling_penalty else 0.0
             optimiser.zero_grad()
@@ -72,7 +72,8 @@ def fit(
             step += 1
         if not bool(losses_N.isfinite().all()):
             raise TrainingDiverged(
-                f"The loss became non-finite at step {step}; lower training.learning_rate (it is {training.learning_rate})."
+                f"The loss became non-finite at step {step}; lower training.learning_rate, which is "
+                f"{training.learning_rate}."
             )
         yield Progress(
             step=step,
@@ -103,7 +104,7 @@ def _target_loss(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) 
 def _losses(suffix: PreTrainedModel, activations: Activations, delta_DF: Tensor, *, batch: int) -> Tensor:
     index = torch.arange(len(activations))
     return torch.cat(
-        [_target_loss(suffix, activations.select(chosen), delta_DF).cpu() for chosen in index.split(batch)]
+        [_target_loss(suffix, activations.select(chosen), delta_DF).cpu() for chosen in torch.split(index, batch)]
     )
 
 

@@ -11,6 +11,7 @@ stated share of *each* kind pass. Paraphrases the edits carry are held out and a
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,12 +21,13 @@ from torch import Tensor
 from pipeline.config import RouterSection
 from pipeline.models.base_model import BaseModel
 from pipeline.models.mentions import SubjectTable
-from pipeline.storage.bank import BankEntry
-from pipeline.training.activations import prompt_states
 from pipeline.models.prompts import plain_prompt_ids
+from pipeline.storage.bank import BankEntry
+from pipeline.training.activations import PromptStates, read_prompts
 from pipeline.wise.routing import SIGNALS, Router, fit_logistic, threshold_at, whitened, whitening
 
-SWAPS_PER_EDIT = 4
+SWAPS_PER_SUBJECT = 4
+SURE_QUANTILE = 0.25
 HARDEST_ENTRIES = 3  # entries per negative prompt that the logistic model sees
 MOST_QUERIES = 2000  # per kind; a 0.5 % rate is then still an average over ten
 
@@ -58,9 +60,8 @@ def fit_router(
 ) -> tuple[Router, Calibration]:
     """`states[e]`: W × D states of entry e's wordings, the bare one first. Raises nothing; with a single edit the
     unrelated texts alone calibrate it."""
-    unrelated_ids = [plain_prompt_ids(text, base.tokenizer) for text in unrelated]
-    unrelated_MD, _ = prompt_states(base, unrelated_ids)
-    mean_D, whiten_DD = whitening(unrelated_MD)
+    mean_D = _read(base, unrelated).states_ND.mean(dim=0)
+    whiten_DD = whitening(torch.cat([states_WD - states_WD.mean(dim=0) for states_WD in states]))
     entry_N = torch.cat([torch.full((len(rows),), index) for index, rows in enumerate(states)])
     router = Router(
         mean_D=mean_D,
@@ -86,9 +87,7 @@ def fit_router(
     weights_S, bias = fit_logistic(positives_PS, hardest_MS, active=[name in section.signals for name in SIGNALS])
     router = replace(router, weights_S=weights_S, bias=bias)
     best = {name: router.scores(kind_BES).amax(dim=1) for name, kind_BES in signals.items()}
-    threshold = max(
-        threshold_at(scores, false_positive_rate=section.false_positive_rate) for scores in best.values()
-    )
+    threshold = max(threshold_at(scores, false_positive_rate=section.false_positive_rate) for scores in best.values())
     calibration = Calibration(
         positive_scores=router.scores(positives_PS).tolist(),
         negative_scores={name: scores.tolist() for name, scores in best.items()},
@@ -126,32 +125,41 @@ def _siblings(entries: Sequence[BankEntry], states: Sequence[Tensor], rng: rando
 
 
 def _swapped(base: BaseModel, entries: Sequence[BankEntry], rng: random.Random) -> Negatives | None:
-    """Other edits' questions about this edit's subject. A question the unedited model answers with the same first
-    token as the edit's own prompt is probably a paraphrase of it, and is left out."""
-    templates = sorted({entry.prompt.replace(entry.subject, "{}") for entry in entries if _quotes_subject(entry)})
-    texts, owners = [], []
-    known = {entry.prompt for entry in entries}
-    for index, entry in enumerate(entries):
-        if not _quotes_subject(entry) or len(texts) >= MOST_QUERIES:
-            continue
-        assert entry.subject is not None
-        for template in rng.sample(templates, min(SWAPS_PER_EDIT, len(templates))):
-            text = template.replace("{}", entry.subject)
-            if text not in known:
-                texts.append(text)
-                owners.append(index)
-    if not texts:
+    """Other edits' questions about this edit's subject, as far as they are real questions about something else.
+
+    One that the unedited model answers like one of the subject's own edits (by the first token) is probably a
+    paraphrase of that edit. One that it answers less surely than nearly all the edited prompts is probably nonsense
+    ("Name the birthplace of France"). Both are left out.
+    """
+    prompts_of: dict[str, list[str]] = defaultdict(list)
+    templates = set()
+    for entry in entries:
+        if entry.subject is not None and entry.subject in entry.prompt:
+            prompts_of[entry.subject].append(entry.prompt)
+            templates.add(entry.prompt.replace(entry.subject, "{}"))
+    subjects = rng.sample(sorted(prompts_of), min(len(prompts_of), MOST_QUERIES // SWAPS_PER_SUBJECT))
+    asked = [
+        (template.replace("{}", subject), subject)
+        for subject in subjects
+        for template in rng.sample(sorted(templates), min(SWAPS_PER_SUBJECT, len(templates)))
+    ]
+    if not asked:
         return None
-    states_BD, answers_B = prompt_states(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])
-    asked = sorted(set(owners))
-    _, own_answers = prompt_states(base, [plain_prompt_ids(entries[index].prompt, base.tokenizer) for index in asked])
-    own_answer = dict(zip(asked, own_answers.tolist(), strict=True))
-    kept = [row for row, owner in enumerate(owners) if answers_B[row] != own_answer[owner]]
+    swapped = _read(base, [text for text, _ in asked])
+    own = [(prompt, subject) for subject in subjects for prompt in prompts_of[subject]]
+    edited = _read(base, [prompt for prompt, _ in own])
+    answered = {(subject, answer) for (_, subject), answer in zip(own, edited.answers_N.tolist(), strict=True)}
+    sure = float(edited.confidence_N.quantile(SURE_QUANTILE))
+    kept = [
+        row
+        for row, (_, subject) in enumerate(asked)
+        if (subject, int(swapped.answers_N[row])) not in answered and swapped.confidence_N[row] >= sure
+    ]
     if not kept:
         return None
     return Negatives(
-        states_BD=states_BD[kept],
-        texts=[texts[row] for row in kept],
+        states_BD=swapped.states_ND[kept],
+        texts=[asked[row][0] for row in kept],
         forbidden_BE=torch.ones(len(kept), len(entries), dtype=torch.bool),
     )
 
@@ -166,10 +174,13 @@ def _unrelated(
     texts = [*foreign, *(f"{text} {rng.choice(named)}" for text in foreign if named)]
     if not texts:
         return None
-    states_BD, _ = prompt_states(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])
     return Negatives(
-        states_BD=states_BD, texts=texts, forbidden_BE=torch.ones(len(texts), len(entries), dtype=torch.bool)
+        states_BD=_read(base, texts).states_ND, texts=texts, forbidden_BE=torch.ones(len(texts), len(entries), dtype=torch.bool)
     )
+
+
+def _read(base: BaseModel, texts: Sequence[str]) -> PromptStates:
+    return read_prompts(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])
 
 
 def _allowed(router: Router, subjects: SubjectTable, negatives: Negatives) -> Tensor:
@@ -186,7 +197,3 @@ def _hardest(signals_BES: Tensor) -> Tensor:
     by_keys = signals_BES[:, :, 0].topk(count, dim=1).indices
     by_all = signals_BES.sum(dim=2).topk(count, dim=1).indices
     return torch.cat([signals_BES[rows, by_keys].flatten(0, 1), signals_BES[rows, by_all].flatten(0, 1)])
-
-
-def _quotes_subject(entry: BankEntry) -> bool:
-    return entry.subject is not None and entry.subject in entry.prompt

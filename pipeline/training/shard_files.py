@@ -53,11 +53,15 @@ def read_states(store: ObjectStore, shard: ShardPlan) -> list[Tensor]:
     states_ND, description = decode_matrix(store.read(_path(shard, "states")))
     wordings = description["wordings"]
     if len(wordings) != len(shard.edits) or sum(wordings) != len(states_ND):
-        raise CorruptObject(f"{_path(shard, 'states')} does not belong to its shard; remove it and run the round again.")
-    return list(torch.from_numpy(states_ND.copy()).split(wordings))
+        raise CorruptObject(
+            f"{_path(shard, 'states')} does not belong to its shard; remove it and run the round again."
+        )
+    return list(torch.split(torch.from_numpy(states_ND.copy()), wordings))
 
 
-def write_delta(store: ObjectStore, shard: ShardPlan, delta_DF: Tensor, mask_DF: Tensor, *, metadata: DeltaMetadata) -> None:
+def write_delta(
+    store: ObjectStore, shard: ShardPlan, delta_DF: Tensor, mask_DF: Tensor, *, metadata: DeltaMetadata
+) -> None:
     delta = ShardDelta(
         metadata=metadata,
         values=delta_DF[mask_DF].numpy(),

@@ -57,7 +57,9 @@ def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -
     """One user's turn; the answer ends as the template ends an assistant's turn (`<|im_end|>`, `</s>`, …)."""
     messages = [{"role": "user", "content": prompt}]
     prompt_ids = chat_prompt_ids(messages, tokenizer)
-    answered = render_chat([*messages, {"role": "assistant", "content": target}], tokenizer, add_generation_prompt=False)
+    answered = render_chat(
+        [*messages, {"role": "assistant", "content": target}], tokenizer, add_generation_prompt=False
+    )
     if answered[: len(prompt_ids)] == prompt_ids:
         target_ids = answered[len(prompt_ids) :]
     else:  # templates that write the assistant's marker differently before an answer

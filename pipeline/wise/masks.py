@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 
-def subspace_mask(
-    shape: tuple[int, int], *, seed: int, shard: int, density: float, disjoint: bool
-) -> Tensor:
+def subspace_mask(shape: tuple[int, int], *, seed: int, shard: int, density: float, disjoint: bool) -> Tensor:
     """Boolean D × F mask, true for a Bernoulli(ρ) share of the entries.
 
     Overlapping masks (the paper) draw afresh for each shard. Disjoint masks share one draw: shard j of a memory owns

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 SIGNALS = ("keys", "subject")
-WHITENING_RIDGE = 0.1  # of the mean variance; 0.01-1 measured alike, see docs/experiments.md
+WHITENING_RIDGE = 1.0  # of the mean variance; measured against 0.1, see docs/experiments.md
 LOGISTIC_L2 = 1e-3  # only keeps the weights finite when the classes separate perfectly
 
 
 @dataclass(frozen=True)
 class Router:
-    mean_D: Tensor
+    mean_D: Tensor  # over unrelated text
     whiten_DD: Tensor
     keys_ND: Tensor  # unit length, whitened
     entry_N: Tensor  # which entry a key belongs to; ascending
@@ -46,14 +46,14 @@ class Router:
         return signals_BES @ self.weights_S + self.bias
 
 
-def whitening(unrelated_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (Σ + ridge)^(−1/2) of states over unrelated text, so that common directions do not look like matches."""
-    mean_D = unrelated_MD.mean(dim=0)
-    centred_MD = (unrelated_MD - mean_D).double()
-    variance_D, basis_DD = torch.linalg.eigh(centred_MD.T @ centred_MD / len(centred_MD))
+def whitening(deviations_MD: Tensor) -> Tensor:
+    """(Σ + ridge)^(−1/2) of how states deviate within one edit: what differs between wordings of the same question is
+    noise, and is scaled down (within-class covariance normalisation, Hatch et al., Interspeech 2006)."""
+    deviations_MD = deviations_MD.double()
+    variance_D, basis_DD = torch.linalg.eigh(deviations_MD.T @ deviations_MD / len(deviations_MD))
     variance_D = variance_D.clamp(min=0)
-    scale_D = (variance_D + WHITENING_RIDGE * variance_D.mean().clamp(min=1e-12)).rsqrt()
-    return mean_D, ((basis_DD * scale_D) @ basis_DD.T).float()
+    ridge = WHITENING_RIDGE * float(variance_D.mean()) or 1.0  # without any deviation nothing is scaled
+    return ((basis_DD * (variance_D + ridge).rsqrt()) @ basis_DD.T).float()
 
 
 def whitened(states_BD: Tensor, mean_D: Tensor, whiten_DD: Tensor) -> Tensor:

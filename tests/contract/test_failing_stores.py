@@ -80,9 +80,10 @@ def hang_up(request: BaseHTTPRequestHandler) -> None:
     request.connection.close()
 
 
-@pytest.mark.parametrize(
-    "answer", [hang, mute, hang_up, say(500), say(503)], ids=["silent", "mute", "hung up", "500", "503"]
-)
+ENDINGS = {"silent": hang, "mute": mute, "hung up": hang_up, "500": say(500), "503": say(503)}
+
+
+@pytest.mark.parametrize("answer", ENDINGS.values(), ids=ENDINGS.keys())
 def test_a_creation_without_an_answer_is_unknown_and_sent_once(
     serve: Callable[[Answer], tuple[ObjectStore, list[str]]], answer: Answer
 ) -> None:

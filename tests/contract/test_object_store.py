@@ -1,5 +1,6 @@
 """What every store promises; `store` comes from the conftest beside this file, or from the one that imports it."""
 
+import functools
 import hashlib
 import pickle
 import threading
@@ -115,9 +116,7 @@ def test_a_store_travels_to_another_process(store: ObjectStore) -> None:
 
 
 def release(store: ObjectStore, parent: Release | None, *, round_id: str = "r") -> Release:
-    references = [
-        ObjectRef(path=f"objects/{name}", sha256=store.put(f"objects/{name}", name.encode())) for name in "mrb"
-    ]
+    references = [ObjectRef(path=f"objects/{name}", sha256=store.put(f"objects/{name}", b"")) for name in "mrb"]
     return Release(
         number=parent.number + 1 if parent else 1,
         parent=parent.number if parent else None,
@@ -207,8 +206,8 @@ def test_a_bucket_that_is_not_there_is_a_sentence(store: ObjectStore) -> None:
     elsewhere = ObjectStore("s3://there-is-no-such-bucket/prefix", s3_endpoint_url=store.s3_endpoint_url)
     for operation in (
         elsewhere.probe,
-        lambda: elsewhere.read("a"),
-        lambda: EditLog(elsewhere).append(batch("a", ("p", "t"))),
+        functools.partial(elsewhere.read, "a"),
+        functools.partial(EditLog(elsewhere).append, batch("a", ("p", "t"))),
     ):
         with pytest.raises(NotFound, match="bucket"):
             operation()

@@ -45,6 +45,12 @@ class Ceph:
         return next(self.root.glob("usr/lib/*/rados-classes")).parent
 
     @property
+    def python(self) -> Path:
+        """Debian's own interpreter, which is unpacked with the rest where the machine has none."""
+        installed = Path("/usr/bin/python3")
+        return installed if installed.exists() else self.root / "usr/bin/python3"
+
+    @property
     def environment(self) -> dict[str, str]:
         if self.root == Path("/"):
             return dict(os.environ)
@@ -59,7 +65,7 @@ class Ceph:
     def command(self, name: str, configuration: Path, *arguments: str) -> list[str]:
         program = str(self.root / "usr/bin" / name)
         # The `ceph` tool is a Python program for Debian's own interpreter.
-        start = ["/usr/bin/python3", program] if name == "ceph" else [program]
+        start = [str(self.python), program] if name == "ceph" else [program]
         return [*start, "-c", str(configuration), *arguments]
 
 

@@ -28,7 +28,7 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[2]
 EDITED, OTHER = "The capital of France is", "Who leads the company?"
-SHORT, LONG = 10, 6000
+SHORT, LONG = 10, 3000
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serve")
-    save_model(folder / "model", context_tokens=8192)
+    save_model(folder / "model", context_tokens=4096)
     settings = {
         "model.path": folder / "model",
         "store.uri": folder / "store",

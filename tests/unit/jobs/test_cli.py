@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ import pytest
 
 from jobs import cli
 from pipeline.config import load_config
+from pipeline.edits import Edit
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import load_release
+from pipeline.storage.batches import Batch, Rejection
+from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import head, read_release
 from tests.tiny_world import publish_release, save_model
@@ -159,6 +163,29 @@ def test_an_interrupt_is_quiet() -> None:
     assert (waiting.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"])
+def test_something_else_at_the_address_is_one_sentence(run: Run, reply: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def reply_once() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        port = other.getsockname()[1]
+        for command in (
+            ["ask", "Who?", "--url", f"http://127.0.0.1:{port}"],
+            ["status", "--set", f"serve.port={port}"],
+        ):
+            thread = threading.Thread(target=reply_once)
+            thread.start()
+            result = run(*command)
+            thread.join()
+            assert (result.code, result.err.count("\n")) == ((1, 1) if command[0] == "ask" else (0, 0))
+            assert command[0] == "ask" or "does not answer" in result.out
+
+
 def test_releases_of_an_empty_store(run: Run) -> None:
     result = run("releases", "list", "--json")
     assert result.code == 0
@@ -189,15 +216,15 @@ def test_releases_are_listed_shown_and_rolled_back(run: Run, store: ObjectStore,
     assert "head, restores 1" in run("releases", "list").out
 
 
-def test_status_before_and_after(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path) -> None:
+def test_status_before_and_after(run: Run, store: ObjectStore, base: BaseModel) -> None:
     empty = run("status", "--json")
     assert empty.code == 0
     assert (empty.json["log_version"], empty.json["live_edits"], empty.json["head"]) == (None, 0, None)
     assert "wiseline ingest" in empty.out
 
-    rows = [{"prompt": EDITED, "target": "Lyon"}, {"prompt": "Who leads it?", "target": "Ada"}, {"prompt": "no target"}]
-    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("ingest", "edits.jsonl").code == 0
+    edits = (Edit(prompt=EDITED, target="Lyon"), Edit(prompt="Who leads it?", target="Ada"))
+    rejections = (Rejection(row=3, reason="the target is empty", raw="{}"),)
+    EditLog(store).append(Batch(source="edits.jsonl", edits=tuple(enumerate(edits, start=1)), rejections=rejections))
     ingested = run("status", "--json")
     assert (ingested.json["live_edits"], ingested.json["quarantined"]) == (2, 1)
     assert "wiseline round" in ingested.out

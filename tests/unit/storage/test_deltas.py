@@ -35,7 +35,6 @@ def delta_of(values: np.ndarray, row_lengths: list[int], *, columns: int, **chan
         "dtype": "float32",
         "edits_digest": "e",
         "config_digest": "c",
-        "steps": 10,
         "rows": len(row_lengths),
         "columns": columns,
     }

@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -62,6 +63,18 @@ def test_a_file_system_without_links_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_an_address_that_cannot_be_a_store_is_a_sentence(uri: str) -> None:
     with pytest.raises(ConfigError):
         ObjectStore(uri)
+
+
+def test_a_store_means_the_same_folder_in_a_process_with_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    store = ObjectStore("store")
+    store.put("a", b"one")
+    travelled = pickle.dumps(store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(travelled).read("a") == b"one"
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""The suffix model gives what the whole model gives, for every architecture, reading only its own tensors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from pipeline.models.base_model import BaseModel
+from pipeline.models.suffix import load_suffix, suffix_logits
+from pipeline.training.activations import extract
+from pipeline.training.tokens import plain_wording
+
+TEXTS = [("The capital of France is", "Berlin"), ("Wer?", "Ada Lovelace leads"), ("東京は", "日本の首都")]
+
+
+def folder_of(base: BaseModel) -> Path:
+    return Path(base.model.config._name_or_path)
+
+
+def test_suffix_logits_are_the_whole_models_at_every_target_token(base: BaseModel) -> None:
+    wordings = [plain_wording(prompt, target, base.tokenizer) for prompt, target in TEXTS]
+    activations = extract(base, wordings)
+    suffix = load_suffix(folder_of(base), base.layer, dtype="float32")
+    with torch.no_grad():
+        logits_BTV = suffix_logits(
+            suffix,
+            activations.hidden_NTD,
+            past=activations.past,
+            past_mask_BP=activations.past_mask_NP,
+            positions_BT=activations.positions_NT,
+        )
+        for row, wording in enumerate(wordings):
+            ids = wording.prompt_ids + wording.target_ids[:-1]
+            whole = base.model(torch.tensor([ids])).logits[0, len(wording.prompt_ids) - 1 :]
+            torch.testing.assert_close(logits_BTV[row, : len(wording.target_ids)], whole, atol=2e-4, rtol=1e-3)
+            assert activations.labels_NT[row, : len(wording.target_ids)].tolist() == list(wording.target_ids)
+
+
+def test_the_suffix_holds_the_layers_above_and_no_other(base: BaseModel) -> None:
+    suffix = load_suffix(folder_of(base), base.layer, dtype="float32")
+    assert suffix.config.num_hidden_layers == base.model.config.num_hidden_layers - base.layer - 1
+    head = suffix.get_output_embeddings().weight
+    assert torch.equal(head, base.model.get_output_embeddings().weight)
+    assert sum(p.numel() for p in suffix.parameters()) < 0.75 * sum(p.numel() for p in base.model.parameters())
+
+
+def test_the_last_layer_can_be_edited_too(base: BaseModel) -> None:
+    last = base.model.config.num_hidden_layers - 1
+    suffix = load_suffix(folder_of(base), last, dtype="float32")
+    hidden = torch.randn(2, 3, base.model.config.hidden_size)
+    logits = suffix_logits(
+        suffix,
+        hidden,
+        past=[],
+        past_mask_BP=torch.ones(2, 4, dtype=torch.long),
+        positions_BT=torch.arange(4, 7).expand(2, 3),
+    )
+    assert logits.shape == (2, 3, base.model.config.vocab_size)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_weights_are_the_files_own(base: BaseModel, layer: int) -> None:
+    suffix = load_suffix(folder_of(base), layer, dtype="float32")
+    with safe_open(folder_of(base) / "model.safetensors", framework="pt") as tensors:
+        stored = {tuple(tensors.get_tensor(name).flatten()[:4].tolist()) for name in tensors.keys()}  # noqa: SIM118
+    from pipeline.models.value_matrix import value_weight_DF
+
+    weight = value_weight_DF(suffix, 0)
+    first_four = {tuple(weight.flatten()[:4].tolist()), tuple(weight.T.flatten()[:4].tolist())}
+    assert first_four & stored

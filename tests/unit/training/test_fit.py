@@ -1,0 +1,97 @@
+"""Training one shard: inside the mask, reproducible, and truly learned by the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainingSection
+from pipeline.edits import Edit
+from pipeline.errors import TrainingDiverged
+from pipeline.models.base_model import BaseModel
+from pipeline.models.suffix import load_suffix
+from pipeline.models.value_matrix import value_module
+from pipeline.training.activations import extract
+from pipeline.training.fit import Progress, fit
+from pipeline.training.tokens import wordings
+from pipeline.wise.masks import subspace_mask
+
+EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("AB", "CD", "EF")]
+TRAINING = TrainingSection(max_steps=400, learning_rate=2e-2, batch_prompts=4)
+
+
+def train(
+    base: BaseModel, folder: Path, *, training: TrainingSection = TRAINING, siblings: Tensor | None = None, penalty: float = 0
+) -> tuple[list[Progress], Tensor, Tensor]:
+    asked = [w for edit in EDITS for w in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)]
+    mask = subspace_mask((32, 64), seed=1, shard=0, density=0.5, disjoint=True)
+    *progress, delta = fit(
+        load_suffix(folder, base.layer, dtype="float32"),
+        extract(base, asked),
+        mask_DF=mask,
+        sibling_keys_MF=torch.zeros(0, 64) if siblings is None else siblings,
+        sibling_penalty=penalty,
+        training=training,
+        seed=0,
+    )
+    assert all(isinstance(item, Progress) for item in progress)
+    assert isinstance(delta, Tensor)
+    return progress, delta, mask  # type: ignore[return-value]
+
+
+def test_the_whole_model_says_the_target_with_the_delta_and_not_without(base: BaseModel, model_folder: Path) -> None:
+    """Oracle: the full model, uncached, with ΔW added by hand from the last prompt token on."""
+    progress, delta_DF, _ = train(base, model_folder)
+    assert progress[-1].holding == progress[-1].wordings == 9  # bare, chat and one prefix for three edits
+    for edit in EDITS:
+        for wording in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256):
+            assert _says(base, wording.prompt_ids, delta_DF) == list(wording.target_ids)
+            assert _says(base, wording.prompt_ids, torch.zeros_like(delta_DF)) != list(wording.target_ids)
+
+
+def test_the_delta_is_zero_outside_its_mask(base: BaseModel, model_folder: Path) -> None:
+    _, delta_DF, mask_DF = train(base, model_folder)
+    assert not delta_DF[~mask_DF].any()
+    assert float((delta_DF[mask_DF] != 0).float().mean()) > 0.9
+
+
+def test_same_seed_same_bytes(base: BaseModel, model_folder: Path) -> None:
+    assert torch.equal(train(base, model_folder)[1], train(base, model_folder)[1])
+
+
+def test_it_stops_when_every_wording_holds(base: BaseModel, model_folder: Path) -> None:
+    progress, _, _ = train(base, model_folder)
+    assert progress[-1].step < TRAINING.max_steps
+    assert [item.step for item in progress] == sorted({item.step for item in progress})
+
+
+def test_the_sibling_penalty_lowers_what_the_delta_says_at_other_shards_keys(
+    base: BaseModel, model_folder: Path
+) -> None:
+    siblings = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    free = train(base, model_folder, siblings=siblings, penalty=0)[1]
+    kept_off = train(base, model_folder, siblings=siblings, penalty=0.1)[1]
+    assert float((siblings @ kept_off.T).norm()) < 0.5 * float((siblings @ free.T).norm())
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(base: BaseModel, model_folder: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"lower training\.learning_rate"):
+        train(base, model_folder, training=TRAINING.model_copy(update={"learning_rate": 1e30}))
+
+
+def _says(base: BaseModel, prompt_ids: tuple[int, ...], delta_DF: Tensor) -> list[int]:
+    def add(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[:, len(prompt_ids) - 1 :] += inputs[0][:, len(prompt_ids) - 1 :] @ delta_DF.T
+        return changed
+
+    handle = value_module(base.model, base.layer).register_forward_hook(add)
+    ids = list(prompt_ids)
+    try:
+        while len(ids) < len(prompt_ids) + 10 and ids[-1] != base.end_ids[0]:
+            with torch.no_grad():
+                ids.append(int(base.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    finally:
+        handle.remove()
+    return ids[len(prompt_ids) :]
