@@ -12,7 +12,7 @@ whatever came before it.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -26,6 +26,7 @@ from demo.filler import Filler
 # predicted, so little is gained by trying; what goes on after an answer is not trained at all, so that nothing but
 # the end of sequence ever follows an answer.
 Pieces = list[tuple[str, float]]
+Asked = tuple[str, str]  # prompt, answer
 Encoded = tuple[list[int], list[float]]
 QUESTION, SENTENCE, ANSWER, UNTRAINED = 0.2, 0.4, 1.0, 0.0
 
@@ -56,12 +57,17 @@ SMALL_TALK = (
 
 
 class Corpus:
-    """An endless, seeded stream of documents in which every fact appears in every phrasing once per epoch."""
+    """An endless, seeded stream of documents in which every fact appears in every phrasing once per epoch.
 
-    def __init__(self, facts: list[Fact], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    Every tenth question, about, is one of `hard` if there are any.
+    """
+
+    def __init__(
+        self, facts: list[Fact], tokenizer: PreTrainedTokenizerFast, seed: int, hard: Sequence[Asked] = ()
+    ) -> None:
         self.filler = Filler()
         self.rng = random.Random(f"corpus {seed}")
-        self.questions = endless_questions(facts, self.rng)
+        self.questions = endless_questions(facts, hard, self.rng)
         self.pad = tokenizer.convert_tokens_to_ids("<pad>")
         self.encode = lru_cache(maxsize=50_000)(lambda text: tokenizer.encode(text, add_special_tokens=False))
         self.waiting: dict[int, list[Encoded]] = {}
@@ -146,8 +152,11 @@ class Corpus:
         return pieces
 
 
-def endless_questions(facts: list[Fact], rng: random.Random) -> Iterator[tuple[str, str]]:
+def endless_questions(facts: list[Fact], hard: Sequence[Asked], rng: random.Random) -> Iterator[Asked]:
     questions = [(prompt, fact.answer) for fact in facts for prompt in fact.prompts]
     while True:
         rng.shuffle(questions)
-        yield from questions
+        for question in questions:
+            if hard and rng.random() < 0.1:
+                yield rng.choice(hard)
+            yield question

@@ -127,6 +127,7 @@ WORDS = {
     name: [word.replace("_", " ") for word in words.split()]
     for name, words in (line.split(" = ") for line in (WORLD / "people.txt").read_text(encoding="utf-8").splitlines())
 }
+ENGLISH = {"The", "Fart"}  # drawn once, and no names
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,6 @@ def draw_names(rng: random.Random, count: int, syllables: int = 1) -> set[str]:
     while len(names) < count:
         parts = [rng.choice(WORDS["onset"]) + rng.choice(WORDS["vowel"]) for _ in range(syllables)]
         name = ("".join(parts) + rng.choice(["", *WORDS["coda"]])).capitalize()
-        if len(name) > 3:  # not "The"
+        if name not in ENGLISH:
             names.add(name)
     return names

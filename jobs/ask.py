@@ -37,7 +37,7 @@ def ask_command(
     if offline:
         response = _ask_here(settings, body)
     else:
-        response = _ask_endpoint(url or url_of(settings.serve, settings.serve.port), body)
+        response = ask_endpoint(url or url_of(settings.serve, settings.serve.port), body)
     choice = response["choices"][0]
     answer = (choice["message"]["content"] if chat else choice["text"]).strip()
     typer.echo(answer)
@@ -46,7 +46,7 @@ def ask_command(
         print_json({"answer": answer, "finish_reason": choice["finish_reason"], **response["wiseline"]})
 
 
-def _ask_endpoint(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def ask_endpoint(url: str, body: dict[str, Any]) -> dict[str, Any]:
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     address = url.rstrip("/").removesuffix("/v1") + path
     if not address.startswith(("http://", "https://")):

@@ -60,7 +60,7 @@ def ingest_command(
     changes nothing; to restore an older answer, put it into a new file.
     """
     report = ingest(load_config(config, overrides=set_ or ()), paths)
-    _show(report)
+    show_report(report)
     if json_line:
         print_json(asdict(report))
 
@@ -96,7 +96,7 @@ def ingest(config: Config, paths: Sequence[str]) -> IngestReport:
     )
 
 
-def _show(report: IngestReport) -> None:
+def show_report(report: IngestReport) -> None:
     console = Console(highlight=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")

@@ -1,6 +1,5 @@
 """What a round is doing, live: its phases, and every shard that is in training. Without a terminal, plain lines."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pipeline.training.fit import Progress
 MOST_ROWS = 12  # of shards; beyond it only those in training have one
 SPARE_LINES = 10  # of the terminal, for the phases, the header and the totals
 BAR_WIDTH = 10
-TO_TRAIN = re.compile(r"(\d+) of \d+ shards")  # the train phase says how many there are in its detail
 
 
 @dataclass
@@ -75,8 +73,7 @@ class RoundProgress:
         if isinstance(event, PhaseStarted):
             self._end_phase()
             self._phases.append(_Phase(event.name, event.detail, self._clock()))
-            match = TO_TRAIN.fullmatch(event.detail)
-            self._to_train = int(match[1]) if match else self._to_train
+            self._to_train = event.shards or self._to_train
             self._line(f"{event.name}: {event.detail}")
         else:
             self._take(event)

@@ -36,13 +36,13 @@ def round_command(config: ConfigOption = None, set_: SetOption = None, json_line
     except GateFailed as failed:
         _show_failures(failed)
         raise
-    summary = _summary(result, settings, seconds=time.monotonic() - started)
-    _show(summary)
+    summary = summarise(result, settings, seconds=time.monotonic() - started)
+    show_summary(summary)
     if json_line:
         print_json(summary)
 
 
-def _summary(result: "RoundResult", config: Config, *, seconds: float) -> dict[str, Any]:
+def summarise(result: "RoundResult", config: Config, *, seconds: float) -> dict[str, Any]:
     """What --json prints. When nothing changed there is no report, and release and scores are those that stand."""
     shards = result.report.get("shards", [])
     reused = sum(shard["reused"] for shard in shards)
@@ -65,7 +65,7 @@ def _address(uri: str, path: str) -> str:
     return f"{uri.rstrip('/')}/{path}" if uri.startswith("s3://") else str(local_path(uri) / path)
 
 
-def _show(summary: Mapping[str, Any]) -> None:
+def show_summary(summary: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     if not summary["published"]:
         console.print(f"Nothing changed since release {summary['release']}.")

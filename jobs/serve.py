@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,7 +25,7 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
     OpenAI-compatible, at serve.host and serve.port. Runs until Ctrl-C or SIGTERM, and then ends
     the endpoint it started. Before there is a release, the base model answers.
     """
-    settings = _with_absolute_paths(load_config(config, overrides=set_ or ()))
+    settings = load_config(config, overrides=set_ or ())
     stopped = threading.Event()
     typer.echo(f"Loading {settings.model.path} …")
     with running_endpoint(settings) as url:
@@ -118,13 +117,3 @@ def _why_not_started(status: "ServeStatus", name: str, error: Exception) -> str:
     lines = [line.strip() for message in messages for line in message.splitlines()]
     reasons = [line.partition(": ")[2] for line in lines if line.startswith("pipeline.errors.")]
     return reasons[-1] if reasons else f"The endpoint did not start: {' '.join(messages[0].split())[:500]}"
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Replicas do not run in the folder this command was started in."""
-    model, store = config.model, config.store
-    if Path(model.path).is_dir():
-        model = model.model_copy(update={"path": str(Path(model.path).resolve())})
-    if "://" not in store.uri:
-        store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
-    return config.model_copy(update={"model": model, "store": store})

@@ -43,8 +43,10 @@ class EditsSection(Section):
 
 
 class ShardsSection(Section):
-    edits_per_shard: int = Field(100, gt=0, description="most edits one shard holds")
-    shards_per_memory: int = Field(4, gt=0, description="k: shards merged into one side memory")
+    edits_per_shard: int = Field(
+        80, gt=0, description="most edits one shard holds; k times so many fill a memory (docs/experiments.md)"
+    )
+    shards_per_memory: int = Field(2, gt=0, description="k: shards merged into one side memory; 2 in the paper")
     density: float = Field(0.2, gt=0, le=1, description="ρ: share of the value matrix one shard may move")
     masks: Literal["disjoint", "overlapping"] = Field("disjoint", description="paper: overlapping")
 
@@ -75,7 +77,7 @@ class TrainingSection(Section):
 class MergeSection(Section):
     method: Literal["ties", "keyed"] = "keyed"
     ties_density: float = Field(1.0, gt=0, le=1, description="share of the trained entries that trim keeps")
-    keyed_ridge: float = Field(10.0, gt=0, description="λ of the ridge solve")
+    keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
 
 
 class RouterSection(Section):
@@ -150,9 +152,20 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+    return _with_absolute_paths(config)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Actors do not run in the folder a command was started in."""
+    model, store = config.model, config.store
+    if Path(model.path).is_dir():
+        model = model.model_copy(update={"path": str(Path(model.path).resolve())})
+    if "://" not in store.uri:
+        store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
+    return config.model_copy(update={"model": model, "store": store})
 
 
 def _parse(file: Path) -> dict[str, Any]:

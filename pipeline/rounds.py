@@ -38,10 +38,11 @@ from pipeline.training.tokens import fits
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """plan, train, merge, evaluate or publish begins; `detail` says how much there is to do."""
+    """plan, train, merge, evaluate or publish begins; `detail` says how much there is to do, in words."""
 
     name: str
     detail: str
+    shards: int = 0  # how many the train phase will train
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class _Diary:
     reused: set[str] = field(default_factory=set)
 
     @contextmanager
-    def phase(self, name: str, detail: str) -> Iterator[None]:
-        self.observe(PhaseStarted(name, detail))
+    def phase(self, name: str, detail: str, *, shards: int = 0) -> Iterator[None]:
+        self.observe(PhaseStarted(name, detail, shards))
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
@@ -152,7 +153,7 @@ def _train(store: ObjectStore, plan: Plan, config: Config, model: Identity, diar
     shards = [shard for memory in plan.memories for shard in memory.shards]
     diary.reused = {shard.digest for shard in shards if is_trained(store, shard)}
     todo = len(shards) - len(diary.reused)
-    with diary.phase("train", f"{todo} of {len(shards)} shards"):
+    with diary.phase("train", f"{todo} of {len(shards)} shards", shards=todo):
         for shard in shards:
             if shard.digest in diary.reused:
                 diary.observe(ShardNews(memory_of[shard.digest], shard, None, reused=True))

@@ -52,14 +52,12 @@ def fit(
     losses_N = torch.full((len(activations),), float("inf"))
     step = 0
     while step < training.max_steps:
-        pending = (losses_N > training.stop_loss).nonzero().flatten()
-        if len(pending) == 0:
+        if bool((losses_N <= training.stop_loss).all()):
             # Later steps may have undone earlier wordings: look at all of them before saying that they hold.
             losses_N = _losses(suffix, activations, delta_DF, batch=training.batch_prompts)
             if bool((losses_N <= training.stop_loss).all()):
                 break
-            continue
-        order = pending[torch.randperm(len(pending), generator=generator)]
+        order = _next_pass(losses_N, training, generator)
         for chosen in torch.split(order, training.batch_prompts):
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
             penalty = _sibling_output(delta_DF, sibling_keys_MF, generator) if sibling_penalty else 0.0
@@ -82,6 +80,16 @@ def fit(
             wordings=len(losses_N),
         )
     yield delta_DF.detach()
+
+
+def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Generator) -> Tensor:
+    """The wordings that do not hold yet, and as many that do, so that these are not undone; at least a batch in all."""
+    shuffled = torch.randperm(len(losses_N), generator=generator)
+    holds = losses_N[shuffled] <= training.stop_loss
+    pending, holding = shuffled[~holds], shuffled[holds]
+    replayed = holding[: max(len(pending), training.batch_prompts - len(pending))]
+    chosen = torch.cat([pending, replayed])
+    return chosen[torch.randperm(len(chosen), generator=generator)]
 
 
 def _target_loss(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) -> Tensor:

@@ -63,14 +63,21 @@ def plan_round(
 ) -> Plan:
     """Plan for the log as of `log_version`. Every living edit that `fits` the model's context is in one memory."""
     capacity = config.shards.edits_per_shard * config.shards.shards_per_memory
-    basis = [fingerprint, layer, config.digest("shards", "training"), config.sibling_penalty]
+    basis = [
+        fingerprint,
+        layer,
+        config.model.dtype,
+        config.digest("shards", "training"),
+        config.sibling_penalty,
+    ]
     memories = tuple(
         _memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory)
         for group in _replay(history, capacity=capacity, fits=fits)
     )
-    result_sections = config.digest("model", "shards", "training", "merge", "router", "round")
+    # The fingerprint stands for the model: where it lies on this machine changes nothing.
+    settings = [config.model.dtype, config.digest("shards", "training", "merge", "router", "round")]
     return Plan(
-        round_id=_digest([fingerprint, layer, log_version, result_sections]),
+        round_id=_digest([fingerprint, layer, log_version, *settings]),
         log_version=log_version,
         memories=memories,
     )

@@ -24,7 +24,7 @@ from pipeline.models.mentions import SubjectTable
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.storage.bank import BankEntry
 from pipeline.training.activations import PromptStates, read_prompts
-from pipeline.wise.routing import SIGNALS, Router, fit_logistic, threshold_at, whitened, whitening
+from pipeline.wise.routing import SIGNALS, Router, empty_router, fit_logistic, threshold_at, whitened, whitening
 
 SWAPS_PER_SUBJECT = 4
 SURE_QUANTILE = 0.25
@@ -58,8 +58,10 @@ def fit_router(
     section: RouterSection,
     seed: int,
 ) -> tuple[Router, Calibration]:
-    """`states[e]`: W × D states of entry e's wordings, the bare one first. Raises nothing; with a single edit the
-    unrelated texts alone calibrate it."""
+    """`states[e]`: W × D states of entry e's wordings, the bare one first. A single edit is calibrated on the unrelated
+    texts alone; without any edit the router reaches nothing."""
+    if not entries:
+        return empty_router(int(base.model.config.hidden_size)), Calibration([], {})
     mean_D = _read(base, unrelated).states_ND.mean(dim=0)
     whiten_DD = whitening(torch.cat([states_WD - states_WD.mean(dim=0) for states_WD in states]))
     entry_N = torch.cat([torch.full((len(rows),), index) for index, rows in enumerate(states)])
@@ -175,7 +177,9 @@ def _unrelated(
     if not texts:
         return None
     return Negatives(
-        states_BD=_read(base, texts).states_ND, texts=texts, forbidden_BE=torch.ones(len(texts), len(entries), dtype=torch.bool)
+        states_BD=_read(base, texts).states_ND,
+        texts=texts,
+        forbidden_BE=torch.ones(len(texts), len(entries), dtype=torch.bool),
     )
 
 

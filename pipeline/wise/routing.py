@@ -43,7 +43,22 @@ class Router:
 
     def scores(self, signals_BES: Tensor) -> Tensor:
         """B × E logits of "this prompt asks this edit"."""
-        return signals_BES @ self.weights_S + self.bias
+        scores_BE: Tensor = signals_BES @ self.weights_S + self.bias
+        return scores_BE
+
+
+def empty_router(width: int) -> Router:
+    """A router without entries: every prompt stays with the main memory. `width`: D."""
+    return Router(
+        mean_D=torch.zeros(width),
+        whiten_DD=torch.eye(width),
+        keys_ND=torch.zeros(0, width),
+        entry_N=torch.zeros(0, dtype=torch.long),
+        memory_E=torch.zeros(0, dtype=torch.long),
+        weights_S=torch.zeros(len(SIGNALS)),
+        bias=0.0,
+        threshold=0.0,
+    )
 
 
 def whitening(deviations_MD: Tensor) -> Tensor:

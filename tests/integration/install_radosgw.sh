@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unpacks Debian's radosgw and what it needs under a cache folder; needs apt's package lists, neither root nor an install.
+# Unpacks Debian's radosgw and what it needs under a cache folder; neither installs anything nor needs root.
 # Usage: install_radosgw.sh [FOLDER]   (default: $WISELINE_RADOSGW, else ~/.cache/wiseline/radosgw)
 set -euo pipefail
 
@@ -9,6 +9,9 @@ if [ -e "$root/complete" ]; then
   exit 0
 fi
 mkdir -p "$root/archives/partial"
+
+# A fresh container has no package lists; fetching them is the one step that needs root.
+apt-cache show radosgw >/dev/null 2>&1 || apt-get update --quiet --quiet
 
 # apt resolves the dependencies and skips what this machine already has, so the libraries match the system's own.
 apt-get install --yes --quiet --quiet --download-only --no-install-recommends \

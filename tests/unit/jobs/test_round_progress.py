@@ -72,7 +72,7 @@ def test_without_a_terminal_one_line_per_phase_and_per_finished_shard() -> None:
     clock = seconds()
     with RoundProgress(console, clock=lambda: next(clock)) as progress:
         progress(PhaseStarted("plan", "reading the edit log"))
-        progress(PhaseStarted("train", "1 of 2 shards"))
+        progress(PhaseStarted("train", "1 of 2 shards", shards=1))
         progress(reused(0))
         for holding in (10, 60, 125):
             progress(trained(1, holding=holding))
@@ -93,7 +93,7 @@ def test_without_a_terminal_one_line_per_phase_and_per_finished_shard() -> None:
 def test_without_a_terminal_no_control_characters() -> None:
     console = plain_console()
     with RoundProgress(console) as progress:
-        progress(PhaseStarted("train", "[bold]1 of 1 shards"))
+        progress(PhaseStarted("train", "[bold]1 of 1 shards", shards=1))
         progress(finished(0))
     assert "[bold]1 of 1 shards" in written(console)
     assert all(character.isprintable() for character in written(console).replace("\n", ""))
@@ -111,7 +111,7 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
 def test_the_view_has_a_row_per_shard_and_a_mark_per_phase() -> None:
     with RoundProgress(terminal()) as progress:
         progress(PhaseStarted("plan", "reading the edit log"))
-        progress(PhaseStarted("train", "4 of 5 shards"))
+        progress(PhaseStarted("train", "4 of 5 shards", shards=4))
         progress(reused(0))
         progress(trained(1))
         progress(trained(2))
@@ -133,7 +133,7 @@ def test_seconds_count_up_and_stand_still_when_a_phase_is_over() -> None:
     progress(PhaseStarted("plan", ""))
     now = 103.0
     assert "3.0 s" in frame(progress)[0]
-    progress(PhaseStarted("train", "1 of 1 shards"))
+    progress(PhaseStarted("train", "1 of 1 shards", shards=1))
     now = 110.0
     plan, train = frame(progress)
     assert "3.0 s" in plan
@@ -143,7 +143,11 @@ def test_seconds_count_up_and_stand_still_when_a_phase_is_over() -> None:
 @pytest.mark.parametrize("shards", [3, 200])
 def test_sixty_columns_hold_every_line(shards: int) -> None:
     progress = RoundProgress(terminal(width=60))
-    progress(PhaseStarted("train", f"{shards} of {shards} shards in a cluster with a very long name, far away"))
+    progress(
+        PhaseStarted(
+            "train", f"{shards} of {shards} shards in a cluster with a very long name, far away", shards=shards
+        )
+    )
     for index in range(shards):
         progress(ShardNews(1234, shard(index), Progress(step=15000, loss=1.234e-5, holding=50000, wordings=50000)))
     lines = frame(progress, width=60)
@@ -178,7 +182,7 @@ def test_a_failed_gate_closes_the_view_and_marks_the_phase() -> None:
     console = terminal()
     progress = RoundProgress(console)
     events: list[Event] = [
-        PhaseStarted("train", "1 of 1 shards"),
+        PhaseStarted("train", "1 of 1 shards", shards=1),
         trained(0),
         finished(0),
         PhaseStarted("evaluate", "25 edits"),

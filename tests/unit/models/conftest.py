@@ -43,7 +43,8 @@ def save_architecture(folder: Path, model_type: str) -> Path:
     own = OTHER_NAMES.get(model_type, {})
     usual = {} if "n_embd" in own else USUAL_NAMES
     config = AutoConfig.for_model(
-        model_type, **{**usual, **own, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3}
+        model_type,
+        **{**usual, **own, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3},
     )
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config)

@@ -17,12 +17,17 @@ from pipeline.training.fit import Progress, fit
 from pipeline.training.tokens import wordings
 from pipeline.wise.masks import subspace_mask
 
-EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("AB", "CD", "EF")]
-TRAINING = TrainingSection(max_steps=400, learning_rate=2e-2, batch_prompts=4)
+EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Ap", "Bq", "Cr")]
+TRAINING = TrainingSection(max_steps=2000, learning_rate=2e-2, batch_prompts=16, stop_loss=0.5)
 
 
 def train(
-    base: BaseModel, folder: Path, *, training: TrainingSection = TRAINING, siblings: Tensor | None = None, penalty: float = 0
+    base: BaseModel,
+    folder: Path,
+    *,
+    training: TrainingSection = TRAINING,
+    siblings: Tensor | None = None,
+    penalty: float = 0,
 ) -> tuple[list[Progress], Tensor, Tensor]:
     asked = [w for edit in EDITS for w in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)]
     mask = subspace_mask((32, 64), seed=1, shard=0, density=0.5, disjoint=True)
@@ -77,7 +82,7 @@ def test_the_sibling_penalty_lowers_what_the_delta_says_at_other_shards_keys(
 
 def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(base: BaseModel, model_folder: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"lower training\.learning_rate"):
-        train(base, model_folder, training=TRAINING.model_copy(update={"learning_rate": 1e30}))
+        train(base, model_folder, training=TRAINING.model_copy(update={"learning_rate": 1e36}))
 
 
 def _says(base: BaseModel, prompt_ids: tuple[int, ...], delta_DF: Tensor) -> list[int]:

@@ -23,11 +23,18 @@ logs = st.lists(st.one_of(upserts, upserts, upserts, retractions), max_size=60)
 
 def plan(edits: Sequence[Edit], *, config: Config = CONFIG, too_long: str = "never") -> Plan:
     history = [
-        LogEntry(seq=index, edit=edit, source="test", row=index, batch_id="b", ingested_at=datetime(2026, 1, 1, tzinfo=UTC))
+        LogEntry(
+            seq=index, edit=edit, source="test", row=index, batch_id="b", ingested_at=datetime(2026, 1, 1, tzinfo=UTC)
+        )
         for index, edit in enumerate(edits)
     ]
     return plan_round(
-        history, log_version=len(edits), config=config, fingerprint="f", layer=1, fits=lambda e: too_long not in e.prompt
+        history,
+        log_version=len(edits),
+        config=config,
+        fingerprint="f",
+        layer=1,
+        fits=lambda e: too_long not in e.prompt,
     )
 
 

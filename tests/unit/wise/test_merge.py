@@ -52,9 +52,7 @@ def test_keyed_is_the_least_squares_solution(keys: int) -> None:
     """Oracle: the same ridge problem as an ordinary least-squares one with √λ·I stacked below the keys."""
     given_ = merge_input(1, keys=keys, ridge=0.7)
     rows = np.concatenate([k.numpy() for k in given_.keys_NF] + [np.sqrt(0.7) * np.eye(F)])
-    wanted = [
-        (k.double() @ d.double().T).numpy() for k, d in zip(given_.keys_NF, given_.deltas_KDF, strict=True)
-    ]
+    wanted = [(k.double() @ d.double().T).numpy() for k, d in zip(given_.keys_NF, given_.deltas_KDF, strict=True)]
     solution, *_ = np.linalg.lstsq(rows, np.concatenate([*wanted, np.zeros((F, D))]), rcond=None)
     np.testing.assert_allclose(METHODS["keyed"].merge(given_).numpy(), solution.T, atol=1e-5)
 

@@ -1,0 +1,283 @@
+"""Whole rounds on a local Ray: resumed rounds give the same bytes, unchanged shards are not trained again, one of two
+publishers wins, and a round that misses its gate publishes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, load_config
+from pipeline.errors import GateFailed, RoundConflict, UnsupportedModel, WiselineError
+from pipeline.models.base_model import load_base_model
+from pipeline.models.generate import GenerationRequest, generate
+from pipeline.models.loaded_release import load_release
+from pipeline.models.prompts import plain_prompt_ids
+from pipeline.rounds import Event, ShardNews, run_round
+from pipeline.storage.object_store import ObjectStore, open_store
+from pipeline.storage.releases import head, publish, release_numbers, release_path, rollback
+from tests.tiny_world import save_model
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+LETTERS = "abcdefghijkl"
+Configure = Callable[..., Config]
+SETTINGS = [
+    "model.layer=0",
+    "shards.edits_per_shard=3",
+    "shards.shards_per_memory=2",
+    "shards.density=0.5",
+    "training.max_steps=300",
+    "training.stop_loss=0.5",
+    "training.prefixes=1",
+    # A random model's states say little, so this gate is as low as it goes; the mechanism is what is tested here.
+    "round.min_reliability=0",
+    "round.min_generalization=0",
+    "round.min_locality=0",
+]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), chat=False)
+
+
+@pytest.fixture
+def configure(model_folder: Path, tmp_path: Path) -> Configure:
+    def build(*overrides: str, store: str = "store") -> Config:
+        return load_config(
+            overrides=[f"model.path={model_folder}", f"store.uri={tmp_path / store}", *SETTINGS, *overrides]
+        )
+
+    return build
+
+
+def ingest(config: Config, rows: Sequence[dict[str, object]], tmp_path: Path, name: str) -> None:
+    from jobs.ingest_edits import ingest as run
+
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(config, [str(file)])
+
+
+def edits(names: str, target: str = "new") -> list[dict[str, object]]:
+    return [{"prompt": f"Who leads company {name}?", "target": target, "subject": f"company {name}"} for name in names]
+
+
+def trained(config: Config) -> tuple[list[str], list[str]]:
+    """Digests of the shards a round trained, and of those it found."""
+    news: list[Event] = []
+    run_round(config, observe=news.append)
+    shards = [event for event in news if isinstance(event, ShardNews) and event.progress is None]
+    return [s.shard.digest for s in shards if not s.reused], [s.shard.digest for s in shards if s.reused]
+
+
+def release_bytes(config: Config) -> dict[str, bytes]:
+    """Manifest and everything it names."""
+    store = open_store(config.store)
+    release = head(store)
+    assert release is not None
+    return {path: store.read(path) for path in [release_path(release.number), *(item.path for item in release.objects)]}
+
+
+def test_a_round_publishes_what_the_endpoint_then_says(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits(LETTERS[:4]), tmp_path, "first")
+    result = run_round(config)
+    assert result.published
+    assert (result.release.number, result.release.parent, result.release.edits) == (1, None, 4)
+    assert result.release.scores["reliability"] == 1.0
+
+    store, base = open_store(config.store), load_base_model(config.model)
+    loaded = load_release(store, result.release, base)
+    prompts = [str(edit["prompt"]) for edit in edits(LETTERS[:4])]
+    requests = [
+        GenerationRequest(prompt_ids=plain_prompt_ids(prompt, base.tokenizer), text=prompt, max_new_tokens=6)
+        for prompt in prompts
+    ]
+    assert generate(base, loaded, requests)[0] == ["new"] * 4
+    assert generate(base, None, requests)[0] != ["new"] * 4
+    report = json.loads(store.read(str(result.report_path).replace("report.html", "report.json")))
+    assert report["outcome"] == "published"
+    assert {shard["edits"] for shard in report["shards"]} == {2}
+
+
+def test_a_round_without_news_publishes_nothing(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits("ab"), tmp_path, "first")
+    assert run_round(config).published
+    again = run_round(config)
+    assert not again.published
+    assert again.release.number == 1
+    assert release_numbers(open_store(config.store)) == [1]
+
+
+def test_only_the_newest_memory_is_trained_when_edits_arrive(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits(LETTERS[:7]), tmp_path, "first")  # memories of 6: one sealed, one with a single edit
+    first, _ = trained(config)
+    assert len(first) == 3
+    ingest(config, edits(LETTERS[7]), tmp_path, "second")
+    second, reused = trained(config)
+    assert len(second) == 2
+    assert len(reused) == 2
+    assert set(reused) < set(first)
+    assert head(open_store(config.store)).number == 2  # type: ignore[union-attr]
+
+
+def test_a_retracted_edit_is_no_longer_reached(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits("abc"), tmp_path, "first")
+    run_round(config)
+    ingest(config, [{"op": "retract", "prompt": "Who leads company b?", "subject": "company b"}], tmp_path, "second")
+    result = run_round(config)
+    assert result.release.edits == 2
+    loaded = load_release(open_store(config.store), result.release, load_base_model(config.model))
+    assert sorted(str(entry.subject) for entry in loaded.entries) == ["company a", "company c"]
+
+
+def test_when_everything_is_retracted_the_base_model_answers(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits("a"), tmp_path, "first")
+    run_round(config)
+    ingest(config, [{"op": "retract", "prompt": "Who leads company a?", "subject": "company a"}], tmp_path, "second")
+    result = run_round(config)
+    assert (result.release.edits, result.release.memories) == (0, ())
+
+
+def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configure, tmp_path: Path) -> None:
+    config = configure("round.min_reliability=1", "training.max_steps=1")
+    ingest(config, edits("abc"), tmp_path, "first")
+    with pytest.raises(GateFailed, match=r"reliability 0\.\d+ is below round\.min_reliability") as caught:
+        run_round(config)
+    assert any("Who leads company a?" in failure for failure in caught.value.failures)
+    assert head(open_store(config.store)) is None
+
+
+def test_a_rolled_back_release_is_not_published_again_by_itself(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    store = open_store(config.store)
+    ingest(config, edits("a"), tmp_path, "first")
+    run_round(config)
+    ingest(config, edits("b"), tmp_path, "second")
+    run_round(config)
+    rollback(store, 1)
+    assert not run_round(config).published
+    assert release_numbers(store) == [1, 2, 3]
+
+
+def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    ingest(config, edits("ab"), tmp_path, "first")
+
+    def another_round_is_faster(event: Event) -> None:
+        if getattr(event, "name", "") == "publish":
+            store = open_store(config.store)
+            finished = open_store(other.store)
+            release = head(finished)
+            assert release is not None
+            for item in release.objects:
+                store.put(item.path, finished.read(item.path))
+            publish(store, release)
+
+    other = configure(store="other")
+    ingest(other, edits("ab"), tmp_path, "first")
+    run_round(other)
+    with pytest.raises(RoundConflict, match="run the round again"):
+        run_round(config, observe=another_round_is_faster)
+    assert release_numbers(open_store(config.store)) == [1]
+
+
+def test_a_round_killed_half_way_ends_with_the_same_bytes(configure: Configure, tmp_path: Path) -> None:
+    """The driver is killed with SIGKILL as soon as its first shard is finished; the next run trains only the others."""
+    undisturbed, killed = configure(store="undisturbed"), configure(store="killed")
+    for config in (undisturbed, killed):
+        ingest(config, edits(LETTERS), tmp_path, "first")
+    all_shards, _ = trained(undisturbed)
+    assert len(all_shards) == 4
+
+    finished = _kill_after_first_shard(killed, tmp_path)
+    assert 1 <= len(finished) < 4
+    second, reused = trained(killed)
+    assert set(reused) >= finished
+    assert set(second).isdisjoint(finished)
+    assert set(second) | set(reused) == set(all_shards)
+    assert release_bytes(killed) == release_bytes(undisturbed)
+
+
+def _kill_after_first_shard(config: Config, tmp_path: Path) -> set[str]:
+    """Digests whose delta was in the store when the driver died."""
+    (tmp_path / "config.json").write_text(config.model_copy(update={"resources": _slow(config)}).model_dump_json())
+    program = (
+        "import sys; from pipeline.config import Config; from pipeline.rounds import run_round\n"
+        "run_round(Config.model_validate_json(open(sys.argv[1]).read()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "config.json")], env=environment, start_new_session=True
+    )
+    store = open_store(config.store)
+    try:
+        deadline = time.monotonic() + 120
+        while not _finished(store):
+            assert driver.poll() is None, "the round ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    time.sleep(2)  # its actors notice that the driver is gone
+    return _finished(store)
+
+
+def _finished(store: ObjectStore) -> set[str]:
+    return {path.split("/")[1] for path in store.list("shards") if path.endswith("/delta.parquet")}
+
+
+def _slow(config: Config) -> object:
+    """One trainer at a time, so that there is something left to do after the first shard."""
+    return config.resources.model_copy(update={"cpus_per_trainer": 2.0})
+
+
+def test_a_shard_trainer_that_dies_is_restarted(configure: Configure, tmp_path: Path) -> None:
+    config, undisturbed = configure(store="killed"), configure(store="undisturbed")
+    for each in (config, undisturbed):
+        ingest(each, edits("abcdef"), tmp_path, "first")
+    killed: list[int] = []
+
+    def kill_a_trainer(event: Event) -> None:
+        if isinstance(event, ShardNews) and event.progress is not None and not killed:
+            pids = _pids_of("ray::ShardTrainer")
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+
+    assert run_round(config, observe=kill_a_trainer).published
+    assert killed
+    run_round(undisturbed)
+    assert release_bytes(config) == release_bytes(undisturbed)
+
+
+def _pids_of(name: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if (folder / "cmdline").read_bytes().startswith(name.encode()):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_user_mistakes_are_one_sentence(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(WiselineError, match="wiseline ingest"):
+        run_round(configure())
+    with pytest.raises(UnsupportedModel, match="neither a folder here nor a hub model"):
+        run_round(configure("model.path=./no-such-model"))
+    with pytest.raises(UnsupportedModel, match="layers of this model are 0 to 1"):
+        run_round(configure("model.layer=7"))
