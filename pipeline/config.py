@@ -83,6 +83,9 @@ class MergeSection(Section):
 class RouterSection(Section):
     signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
     false_positive_rate: float = Field(0.005, gt=0, lt=1)
+    addressing: Literal["matched", "own"] = Field(
+        "matched", description="read the side memory at the matched edit's keys, or at the prompt's own as in the paper"
+    )
 
 
 class RoundSection(Section):

@@ -108,15 +108,17 @@ class Generation:
     def _go_on_with(self, tokens: Iterable[Token]) -> None:
         newest = {token.request: token.token_id for token in tokens}
         kept = [row for row, request in enumerate(self._rows) if request in newest]
-        if len(kept) < len(self._rows):
-            self._rows = [self._rows[row] for row in kept]
-            if not kept:
-                return
+        dropped = len(kept) < len(self._rows)
+        self._rows = [self._rows[row] for row in kept]
+        if not kept:
+            return
+        if dropped:
             index = torch.tensor(kept, device=self._base.device)
             self._cache.batch_select_indices(index)
             self._mask_BS = self._mask_BS[index]
-            self._routed.keep(self._rows)
-        self._ids_BT = torch.tensor([[newest[request]] for request in self._rows], device=self._base.device)
+        read_next = [newest[request] for request in self._rows]
+        self._routed.go_on(kept, read_next)
+        self._ids_BT = torch.tensor(read_next, device=self._base.device)[:, None]
         self._mask_BS = torch.cat([self._mask_BS, torch.ones_like(self._ids_BT)], dim=1)
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import CorruptObject, ModelChanged
 from pipeline.models.base_model import BaseModel
 from pipeline.models.mentions import SubjectTable
 from pipeline.storage.bank import BankEntry, decode_bank
-from pipeline.storage.deltas import decode_memory
+from pipeline.storage.deltas import decode_matrix, decode_memory
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release
 from pipeline.wise.routing import Router
@@ -27,6 +27,8 @@ class LoadedRelease:
     memories: tuple[Tensor, ...]  # ΔW, D × F each
     router: Router
     entries: tuple[BankEntry, ...] = field(repr=False)
+    # Per entry ΔW·A_t, T × D: what its memory says at the edit's own keys. None: read at the prompt's own keys.
+    readouts: tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     @cached_property
     def subjects(self) -> SubjectTable:
@@ -54,7 +56,18 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
         memories.append(torch.from_numpy(memory.matrix.copy()).to(base.device, base.model.dtype))
     router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.device)
     entries = decode_bank(store.read(release.bank.path, sha256=release.bank.sha256))
-    return LoadedRelease(number=release.number, memories=tuple(memories), router=router, entries=tuple(entries))
+    readouts = None
+    if release.readouts is not None:
+        matrix, _ = decode_matrix(store.read(release.readouts.path, sha256=release.readouts.sha256))
+        all_of_them = torch.from_numpy(matrix.copy()).to(base.device, base.model.dtype)
+        readouts = tuple(torch.split(all_of_them, [len(entry.target_ids) for entry in entries]))
+    return LoadedRelease(
+        number=release.number,
+        memories=tuple(memories),
+        router=router,
+        entries=tuple(entries),
+        readouts=readouts,
+    )
 
 
 def encode_router(router: Router) -> bytes:

@@ -16,6 +16,7 @@ BANK_SCHEMA = pa.schema(
         pa.field("target", pa.string(), nullable=False),
         pa.field("subject", pa.string()),
         pa.field("memory", pa.int32(), nullable=False),
+        pa.field("target_ids", pa.list_(pa.int32()), nullable=False),
     ]
 )
 
@@ -29,6 +30,7 @@ class BankEntry:
     target: str
     subject: str | None
     memory: int
+    target_ids: tuple[int, ...] = ()  # as asked bare, with the end of sequence
 
 
 def encode_bank(entries: Sequence[BankEntry]) -> bytes:
@@ -43,4 +45,4 @@ def decode_bank(data: bytes) -> list[BankEntry]:
         rows = pq.read_table(pa.BufferReader(data), schema=BANK_SCHEMA).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise CorruptObject(f"The release's bank cannot be read ({error}); roll back to an older release.") from None
-    return [BankEntry(**row) for row in rows]
+    return [BankEntry(**row | {"target_ids": tuple(row["target_ids"])}) for row in rows]

@@ -46,6 +46,7 @@ class Release(BaseModel):
     memories: tuple[ObjectRef, ...]
     router: ObjectRef
     bank: ObjectRef
+    readouts: ObjectRef | None = None  # what the memories say at every edit's own keys, for matched addressing
     edits: int
     scores: dict[str, FiniteFloat] = {}
     restores: int | None = None
@@ -53,7 +54,8 @@ class Release(BaseModel):
     @property
     def objects(self) -> tuple[ObjectRef, ...]:
         """Everything the release needs to be served."""
-        return (*self.memories, self.router, self.bank)
+        readouts = () if self.readouts is None else (self.readouts,)
+        return (*self.memories, self.router, self.bank, *readouts)
 
 
 def head(store: ObjectStore) -> Release | None:

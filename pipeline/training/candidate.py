@@ -4,18 +4,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import encode_router
 from pipeline.storage.bank import BankEntry, encode_bank
+from pipeline.storage.deltas import decode_memory, encode_matrix
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.contexts import cut_short
 from pipeline.training.planning import Plan
 from pipeline.training.router_fit import Calibration, fit_router
-from pipeline.training.shard_files import read_states
+from pipeline.training.shard_files import read_bare_wordings, read_states
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def assemble(
 ) -> Candidate:
     """Fit the router over all memories' living edits and store it with its bank. `texts`: what the base model writes
     by itself. Nothing is published; the release's scores are still empty."""
-    entries, states = _living(store, plan)
+    entries, states, keys = _living(store, plan)
     router, calibration = fit_router(
         base,
         entries,
@@ -56,29 +58,45 @@ def assemble(
         memories=tuple(memories),
         router=_put(store, "routers", encode_router(router), suffix="safetensors"),
         bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
+        readouts=_readouts(store, memories, entries, keys) if config.router.addressing == "matched" else None,
         edits=len(entries),
     )
     return Candidate(release=release, calibration=calibration, threshold=router.threshold)
 
 
-def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor]]:
-    """Bank entries of the edits that still are what their slot says, with their routing states."""
-    entries, states = [], []
+def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor], list[Tensor]]:
+    """Bank entries of the edits that still are what their slot says, with their routing states (W × D) and the keys of
+    their bare wording (T × F)."""
+    entries, states, keys = [], [], []
     for index, memory in enumerate(plan.memories):
         for shard in memory.shards:
-            for edit, states_WD in zip(shard.edits, read_states(store, shard), strict=True):
+            read = zip(shard.edits, read_states(store, shard), read_bare_wordings(store, shard), strict=True)
+            for edit, states_WD, bare in read:
                 if edit.edit_id in memory.live:
-                    entries.append(
-                        BankEntry(
-                            edit_id=edit.edit_id,
-                            prompt=edit.prompt,
-                            target=edit.target,
-                            subject=edit.subject,
-                            memory=index,
-                        )
+                    entry = BankEntry(
+                        edit_id=edit.edit_id,
+                        prompt=edit.prompt,
+                        target=edit.target,
+                        subject=edit.subject,
+                        memory=index,
+                        target_ids=bare.target_ids,
                     )
+                    entries.append(entry)
                     states.append(states_WD)
-    return entries, states
+                    keys.append(bare.keys_TF)
+    return entries, states, keys
+
+
+def _readouts(
+    store: ObjectStore, memories: Sequence[ObjectRef], entries: Sequence[BankEntry], keys: Sequence[Tensor]
+) -> ObjectRef | None:
+    """ΔW·A_t of every edit at each of its target tokens, one below the other in the bank's order."""
+    rows: list[Tensor] = []
+    for index, reference in enumerate(memories):
+        delta_DF = torch.from_numpy(decode_memory(store.read(reference.path)).matrix.copy())
+        of_memory = [keys_TF for keys_TF, entry in zip(keys, entries, strict=True) if entry.memory == index]
+        rows += [keys_TF @ delta_DF.T for keys_TF in of_memory]
+    return _put(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None
 
 
 def _put(store: ObjectStore, folder: str, data: bytes, *, suffix: str) -> ObjectRef:

@@ -13,7 +13,7 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
 from pipeline.training.fit import Progress, fit
 from pipeline.training.planning import MemoryPlan, ShardPlan
-from pipeline.training.shard_files import read_keys, shard_mask, write_delta, write_keys, write_states
+from pipeline.training.shard_files import BareWording, read_keys, shard_mask, write_delta, write_keys, write_states
 from pipeline.training.tokens import choose_prefixes, wordings
 
 
@@ -33,12 +33,16 @@ def extract_shard(
     ]
     flat = list(chain.from_iterable(asked))
     activations = extract(base, flat)
-    prefixed_N = torch.tensor([wording.prefixed for wording in flat])
+    chosen = {kind: torch.tensor([wording.kind == kind for wording in flat]) for kind in ("bare", "chat", "prefixed")}
     write_keys(
         store,
         shard,
-        unprefixed_MF=activations.select(~prefixed_N).target_keys_MF(),
-        prefixed_MF=activations.select(prefixed_N).target_keys_MF(),
+        bare=[
+            BareWording(target_ids=of_edit[0].target_ids, keys_TF=activations.select(row).target_keys_MF())
+            for of_edit, row in zip(asked, chosen["bare"].nonzero(), strict=True)
+        ],
+        chat_MF=activations.select(chosen["chat"]).target_keys_MF(),
+        prefixed_MF=activations.select(chosen["prefixed"]).target_keys_MF(),
     )
     write_states(store, shard, activations.states_ND, wordings=[len(of_edit) for of_edit in asked])
     return activations

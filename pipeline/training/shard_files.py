@@ -4,6 +4,7 @@ All three are functions of the digest. The delta comes last: where it lies, the 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,24 +24,45 @@ from pipeline.training.planning import ShardPlan
 from pipeline.wise.masks import subspace_mask
 
 
-def is_extracted(store: ObjectStore, shard: ShardPlan) -> bool:
-    return store.exists(_path(shard, "states"))
+@dataclass(frozen=True)
+class BareWording:
+    """An edit asked bare: its target, T tokens with the end of sequence, and A(x) where each of them is predicted."""
+
+    target_ids: tuple[int, ...]
+    keys_TF: Tensor
 
 
 def is_trained(store: ObjectStore, shard: ShardPlan) -> bool:
     return store.exists(_path(shard, "delta"))
 
 
-def write_keys(store: ObjectStore, shard: ShardPlan, *, unprefixed_MF: Tensor, prefixed_MF: Tensor) -> None:
-    """A(x) of the shard's own targets, those of the wordings without a context prefix first."""
-    keys_MF = torch.cat([unprefixed_MF, prefixed_MF])
-    store.put(_path(shard, "keys"), encode_matrix(keys_MF.numpy(), {"unprefixed": len(unprefixed_MF)}))
+def write_keys(
+    store: ObjectStore, shard: ShardPlan, *, bare: Sequence[BareWording], chat_MF: Tensor, prefixed_MF: Tensor
+) -> None:
+    """A(x) of the shard's own targets: the bare wordings first, then those in a chat, then those behind a prefix."""
+    keys_MF = torch.cat([*(wording.keys_TF for wording in bare), chat_MF, prefixed_MF])
+    description = {
+        "unprefixed": len(keys_MF) - len(prefixed_MF),
+        "target_ids": [list(wording.target_ids) for wording in bare],
+    }
+    store.put(_path(shard, "keys"), encode_matrix(keys_MF.numpy(), description))
 
 
 def read_keys(store: ObjectStore, shard: ShardPlan, *, prefixed: bool = True) -> Tensor:
     """Keys of all wordings (the keyed merge fits them all), or of those without a prefix (the siblings' penalty)."""
     keys_MF, description = decode_matrix(store.read(_path(shard, "keys")))
     return torch.from_numpy(keys_MF.copy())[: None if prefixed else description["unprefixed"]]
+
+
+def read_bare_wordings(store: ObjectStore, shard: ShardPlan) -> list[BareWording]:
+    """One per edit of the shard, in its order."""
+    keys_MF, description = decode_matrix(store.read(_path(shard, "keys")))
+    targets = [tuple(ids) for ids in description["target_ids"]]
+    bare_MF = torch.from_numpy(keys_MF.copy())[: sum(map(len, targets))]
+    return [
+        BareWording(target_ids=target_ids, keys_TF=keys_TF)
+        for target_ids, keys_TF in zip(targets, torch.split(bare_MF, [len(ids) for ids in targets]), strict=True)
+    ]
 
 
 def write_states(store: ObjectStore, shard: ShardPlan, states_ND: Tensor, *, wordings: Sequence[int]) -> None:

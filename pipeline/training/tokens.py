@@ -7,6 +7,7 @@ where the tokenizer has a chat template, as a user's turn. Paraphrases are never
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +22,7 @@ class Wording:
     text: str
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]  # ends with an end-of-sequence token
-    prefixed: bool = False  # behind a context prefix
+    kind: Literal["bare", "chat", "prefixed"] = "bare"
 
 
 def wordings(
@@ -32,7 +33,7 @@ def wordings(
     others = [chat_wording(edit.prompt, edit.target, tokenizer)] if tokenizer.chat_template else []
     for prefix in prefixes:
         wording = plain_wording(f"{prefix} {edit.prompt}", edit.target, tokenizer)
-        others.append(replace(wording, prefixed=True))
+        others.append(replace(wording, kind="prefixed"))
     bare = plain_wording(edit.prompt, edit.target, tokenizer)
     return [bare, *(wording for wording in others if _length(wording) <= max_tokens)]
 
@@ -64,7 +65,7 @@ def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -
         target_ids = answered[len(prompt_ids) :]
     else:  # templates that write the assistant's marker differently before an answer
         target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
-    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
+    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer), kind="chat")
 
 
 def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:

@@ -68,12 +68,14 @@ def whitening(deviations_MD: Tensor) -> Tensor:
     variance_D, basis_DD = torch.linalg.eigh(deviations_MD.T @ deviations_MD / len(deviations_MD))
     variance_D = variance_D.clamp(min=0)
     ridge = WHITENING_RIDGE * float(variance_D.mean()) or 1.0  # without any deviation nothing is scaled
-    return ((basis_DD * (variance_D + ridge).rsqrt()) @ basis_DD.T).float()
+    whiten_DD: Tensor = ((basis_DD * (variance_D + ridge).rsqrt()) @ basis_DD.T).float()
+    return whiten_DD
 
 
 def whitened(states_BD: Tensor, mean_D: Tensor, whiten_DD: Tensor) -> Tensor:
     """Whitened states of unit length."""
-    return torch.nn.functional.normalize((states_BD.float() - mean_D) @ whiten_DD, dim=1)
+    unit_BD: Tensor = torch.nn.functional.normalize((states_BD.float() - mean_D) @ whiten_DD, dim=1)
+    return unit_BD
 
 
 def fit_logistic(positives_PS: Tensor, negatives_MS: Tensor, *, active: Sequence[bool]) -> tuple[Tensor, float]:

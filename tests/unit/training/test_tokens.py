@@ -13,7 +13,7 @@ def test_bare_then_chat_then_prefixed_each_ending_in_the_target(base: BaseModel)
     assert bare.prompt_ids == plain_prompt_ids(EDIT.prompt, base.tokenizer)
     assert chat.prompt_ids == chat_prompt_ids([{"role": "user", "content": EDIT.prompt}], base.tokenizer)
     assert prefixed.prompt_ids == plain_prompt_ids(f"Paris is. {EDIT.prompt}", base.tokenizer)
-    assert [wording.prefixed for wording in (bare, chat, prefixed)] == [False, False, True]
+    assert [wording.kind for wording in (bare, chat, prefixed)] == ["bare", "chat", "prefixed"]
     for wording in (bare, chat, prefixed):
         assert base.tokenizer.decode(wording.target_ids[:-1]).strip() == EDIT.target
         assert wording.target_ids[-1] in base.end_ids
@@ -27,7 +27,7 @@ def test_paraphrases_are_never_trained_on(base: BaseModel) -> None:
 def test_wordings_beyond_the_context_are_left_out_but_the_bare_one(base: BaseModel) -> None:
     bare_tokens = len(plain_prompt_ids(EDIT.prompt, base.tokenizer)) + len("Grace Hopper") + 2
     asked = wordings(EDIT, base.tokenizer, prefixes=["very long " * 40], max_tokens=bare_tokens)
-    assert [wording.prefixed for wording in asked].count(True) == 0
+    assert [wording.kind for wording in asked] == ["bare"]
     assert fits(EDIT, base.tokenizer, max_tokens=bare_tokens)
     assert not fits(EDIT, base.tokenizer, max_tokens=5)
 
