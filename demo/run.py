@@ -72,7 +72,7 @@ def run_demo(config: Config) -> None:
 
 
 def demo_questions() -> list[dict[str, str]]:
-    """For a few edits: the edited prompt in a chat, a paraphrase that no training saw, and a neighbour to leave alone."""
+    """For a few edits: the edited prompt, a paraphrase that no training saw, and a neighbour to leave alone."""
     rows = [json.loads(line) for line in EDITS.read_text(encoding="utf-8").splitlines()]
     questions = []
     for row in (rows[index] for index in SHOWN_EDITS):

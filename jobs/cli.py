@@ -10,6 +10,7 @@ import typer
 from jobs.ask import ask_command
 from jobs.ingest_edits import ingest_command
 from jobs.releases import list_command, rollback_command, show_command
+from jobs.retract_edits import retract_command
 from jobs.run_round import round_command
 from jobs.serve import serve_command
 from jobs.status import status_command
@@ -25,6 +26,7 @@ app = typer.Typer(
 releases = typer.Typer(help="List, show and roll back releases.", no_args_is_help=True)
 
 app.command("ingest")(ingest_command)
+app.command("retract")(retract_command)
 app.command("round")(round_command)
 app.command("serve")(serve_command)
 app.command("ask")(ask_command)

@@ -24,7 +24,7 @@ def status_command(config: ConfigOption = None, set_: SetOption = None, json_lin
     """Show the store, the head release with its scores, and whether the endpoint answers."""
     from pipeline.storage.edit_log import EditLog
     from pipeline.storage.object_store import open_store
-    from pipeline.storage.releases import head
+    from pipeline.storage.releases import head, newest_of_a_round
 
     settings = load_config(config, overrides=set_ or ())
     store = open_store(settings.store)
@@ -32,7 +32,7 @@ def status_command(config: ConfigOption = None, set_: SetOption = None, json_lin
     version = log.version()
     live = sum(op == "upsert" for _, op in log.slots(version).values())
     quarantined = len(log.quarantine())
-    release = head(store)
+    release, newest = head(store), newest_of_a_round(store)
     url = url_of(settings.serve, settings.serve.port)
     health = _health(url)
 
@@ -43,7 +43,7 @@ def status_command(config: ConfigOption = None, set_: SetOption = None, json_lin
     grid.add_row("head", "nothing published yet" if release is None else _head(release, published(store, release)))
     for name, score in ({} if release is None else release.scores).items():
         grid.add_row(f"  {name.replace('_', ' ')}", f"{score:.3f}")
-    grid.add_row("to do", _to_do(version, release))
+    grid.add_row("to do", _to_do(version, None if newest is None else newest.log_version))
     grid.add_row("endpoint", f"{url} does not answer" if health is None else f"{url}, release {health['release']}")
     if health is not None and health["follower"]["error"]:
         grid.add_row("", health["follower"]["error"])
@@ -66,11 +66,12 @@ def _head(release: "Release", when: str) -> str:
     return f"release {release.number}{f' ({what})' if what else ''}, {release.edits} edits, {when}"
 
 
-def _to_do(version: int | None, release: "Release | None") -> str:
+def _to_do(version: int | None, trained: int | None) -> str:
+    """`trained`: the log version of the newest release that a round published; a rollback does not count."""
     if version is None:
         return "wiseline ingest FILE"
-    if release is None or release.log_version < version:
-        return "wiseline round (the log has what no release has)"
+    if trained is None or trained < version:
+        return "wiseline round (the log has moved on)"
     return "nothing"
 
 

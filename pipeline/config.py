@@ -61,7 +61,7 @@ class ShardsSection(Section):
 
 
 class TrainingSection(Section):
-    max_steps: int = Field(300, gt=0)
+    max_steps: int = Field(400, gt=0)
     learning_rate: float = Field(2e-2, gt=0, description="of Adam, on ΔW in float32")
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
@@ -72,6 +72,7 @@ class TrainingSection(Section):
     prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
     prefix_tokens: int = Field(10, gt=0)
     seed: int = 0
+    threads: int = Field(1, gt=0, description="CPU threads per actor; sums, and so the last bits, depend on it")
 
 
 class MergeSection(Section):
@@ -99,7 +100,6 @@ class ResourcesSection(Section):
     ray_address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local Ray")
     gpus_per_trainer: float | Literal["auto"] = Field("auto", description="auto: 1 where the cluster has GPUs, else 0")
     cpus_per_trainer: float = Field(0.25, ge=0)
-    threads_per_trainer: int = Field(1, gt=0)
     placement: Literal["DEFAULT", "SPREAD"] = "DEFAULT"
     max_restarts: int = Field(2, ge=0)
 

@@ -28,7 +28,7 @@ from pipeline.evaluation.report import render_html
 from pipeline.models.base_model import Identity, identify
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
-from pipeline.storage.releases import ObjectRef, Release, head, list_releases, publish
+from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, publish
 from pipeline.training.candidate import Candidate
 from pipeline.training.fit import Progress
 from pipeline.training.planning import Plan, ShardPlan, plan_round
@@ -94,16 +94,16 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     """
     store = open_store(config.store, probe=True)
     model = identify(config.model)
-    connect(config.resources)
     diary = _Diary(observe)
     with diary.phase("plan", "reading the edit log"):
         plan, too_long = _plan(store, config, model)
-    earlier = next((release for release in list_releases(store) if release.round_id == plan.round_id), None)
-    if earlier is not None:
+    # A rollback is an operator's word: only news in the log are published over it.
+    newest = newest_of_a_round(store)
+    if newest is not None and newest.round_id == plan.round_id:
         standing = head(store)
         assert standing is not None
         return RoundResult(release=standing, published=False, report={}, report_path=None)
-
+    connect(config.resources)
     _train(store, plan, config, model, diary)
     with diary.phase("merge", f"{len(plan.memories)} memories by {config.merge.method}"):
         memories = _merge(plan, config)

@@ -14,7 +14,7 @@ from pipeline.training.planning import MemoryPlan
 
 class Merger:
     def __init__(self, config: Config) -> None:
-        torch.set_num_threads(config.resources.threads_per_trainer)
+        torch.set_num_threads(config.training.threads)
         self._config = config
         self._store = open_store(config.store)
 

@@ -25,7 +25,7 @@ class ModelWorker:
     """Nothing is loaded in `__init__`: an exception there would end a restarting actor for good."""
 
     def __init__(self, config: Config) -> None:
-        torch.set_num_threads(config.resources.threads_per_trainer)
+        torch.set_num_threads(config.training.threads)
         self._config = config
         self._store = open_store(config.store)
 

@@ -23,7 +23,7 @@ class ShardTrainer:
     would end a restarting actor for good."""
 
     def __init__(self, config: Config, *, fingerprint: str, layer: int) -> None:
-        torch.set_num_threads(config.resources.threads_per_trainer)
+        torch.set_num_threads(config.training.threads)
         self._config, self._fingerprint, self._layer = config, fingerprint, layer
         self._store = open_store(config.store)
 

@@ -1,16 +1,15 @@
 """Where each architecture keeps W_v, the main memory: one row per architecture, and a sentence for those without.
 
 W_v is the second matrix of the FFN: it maps key activations A(x), F wide, back to the residual stream, D wide.
-`nn.Linear` stores it as D × F, GPT-2's `Conv1D` as F × D; everything outside this file sees D × F.
+`nn.Linear` stores it as D × F, GPT-2's `Conv1D` as F × D; a ΔW is D × F everywhere. Gemma 2 and 3 are not in the table:
+they normalise the FFN's output before adding it, so what a side memory adds there is not simply added to the stream.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import UnsupportedModel
 
@@ -76,11 +75,3 @@ def block(model: PreTrainedModel, layer: int) -> nn.Module:
 def value_module(model: PreTrainedModel, layer: int) -> nn.Module:
     """The module that holds W_v of `layer`."""
     return block(model, layer).get_submodule(architecture(model.config).value)
-
-
-def value_weight_DF(model: PreTrainedModel, layer: int) -> Tensor:
-    """W_v as D × F, a view of the model's own parameter."""
-    module = value_module(model, layer)
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    assert isinstance(weight, torch.Tensor)
-    return weight.T if isinstance(module, Conv1D) else weight

@@ -43,6 +43,6 @@ def decode_bank(data: bytes) -> list[BankEntry]:
     """Raises CorruptObject when the bytes are not a bank."""
     try:
         rows = pq.read_table(pa.BufferReader(data), schema=BANK_SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        return [BankEntry(**row | {"target_ids": tuple(row["target_ids"])}) for row in rows]
+    except (pa.ArrowException, OSError, TypeError) as error:
         raise CorruptObject(f"The release's bank cannot be read ({error}); roll back to an older release.") from None
-    return [BankEntry(**row | {"target_ids": tuple(row["target_ids"])}) for row in rows]

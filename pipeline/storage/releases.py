@@ -64,6 +64,15 @@ def head(store: ObjectStore) -> Release | None:
     return read_release(store, numbers[-1]) if numbers else None
 
 
+def newest_of_a_round(store: ObjectStore) -> Release | None:
+    """The newest release that is no rollback: what the last round made of the log, whether or not it still stands."""
+    for number in reversed(release_numbers(store)):
+        release = read_release(store, number)
+        if release.restores is None:
+            return release
+    return None
+
+
 def list_releases(store: ObjectStore) -> list[Release]:
     """Every release, oldest first."""
     return [read_release(store, number) for number in release_numbers(store)]

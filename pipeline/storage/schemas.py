@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from pipeline.errors import NewerSchema
 
-LOG_VERSION = 1
 DELTA_VERSION = 1
 RELEASE_VERSION = 1
 

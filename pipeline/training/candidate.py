@@ -93,7 +93,7 @@ def _readouts(
     """ΔW·A_t of every edit at each of its target tokens, one below the other in the bank's order."""
     rows: list[Tensor] = []
     for index, reference in enumerate(memories):
-        delta_DF = torch.from_numpy(decode_memory(store.read(reference.path)).matrix.copy())
+        delta_DF = torch.from_numpy(decode_memory(store.read(reference.path, sha256=reference.sha256)).matrix.copy())
         of_memory = [keys_TF for keys_TF, entry in zip(keys, entries, strict=True) if entry.memory == index]
         rows += [keys_TF @ delta_DF.T for keys_TF in of_memory]
     return _put(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None

@@ -58,7 +58,7 @@ def fit(
             if bool((losses_N <= training.stop_loss).all()):
                 break
         order = _next_pass(losses_N, training, generator)
-        for chosen in torch.split(order, training.batch_prompts):
+        for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
             penalty = _sibling_output(delta_DF, sibling_keys_MF, generator) if sibling_penalty else 0.0
             optimiser.zero_grad()

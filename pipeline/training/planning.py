@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.storage.edit_log import LogEntry
 
+METHOD_VERSION = 1  # raise it when the same plan trains to other bytes or files: older shards are then not found
 DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
 
 
@@ -29,7 +30,8 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """k shards that are trained with each other's keys in sight and merged into one matrix."""
+    """k shards that are merged into one matrix. With a sibling penalty each is trained with the others' keys in sight,
+    so the memory, not the shard, is what its digest stands for."""
 
     digest: str
     seed: int
@@ -61,9 +63,13 @@ def plan_round(
     layer: int,
     fits: Callable[[Edit], bool],
 ) -> Plan:
-    """Plan for the log as of `log_version`. Every living edit that `fits` the model's context is in one memory."""
+    """Plan for the log as of `log_version`. Every living edit that `fits` the model's context is in one memory.
+
+    The round's id stands for what it will publish: a log that moved on without saying anything new gives the same id.
+    """
     capacity = config.shards.edits_per_shard * config.shards.shards_per_memory
     basis = [
+        METHOD_VERSION,
         fingerprint,
         layer,
         config.model.dtype,
@@ -75,9 +81,9 @@ def plan_round(
         for group in _replay(history, capacity=capacity, fits=fits)
     )
     # The fingerprint stands for the model: where it lies on this machine changes nothing.
-    settings = [config.model.dtype, config.digest("shards", "training", "merge", "router", "round")]
+    settings = config.digest("merge", "router", "round")
     return Plan(
-        round_id=_digest([fingerprint, layer, log_version, *settings]),
+        round_id=_digest([*basis, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]),
         log_version=log_version,
         memories=memories,
     )

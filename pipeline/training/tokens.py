@@ -69,8 +69,11 @@ def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -
 
 
 def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:
-    """`count` prefixes of the pool, chosen by the edit's own id: the same whatever else is in the round."""
-    ranked = sorted(pool, key=lambda prefix: hashlib.blake2b(f"{edit.edit_id}{prefix}".encode()).digest())
+    """`count` prefixes of the pool, chosen by what the edit is trained on alone: the same whatever else is in the
+    round, and whatever held-out prompts the edit carries."""
+    ranked = sorted(
+        pool, key=lambda prefix: hashlib.blake2b("\0".join([edit.prompt, edit.target, prefix]).encode()).digest()
+    )
     return ranked[:count]
 
 

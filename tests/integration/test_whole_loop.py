@@ -32,9 +32,12 @@ from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import read_release
 from tests.integration.conftest import S3Server
 
+pytestmark = pytest.mark.timeout(600)
+
 REPOSITORY = Path(__file__).parents[2]
 LEAST = {"reliability": 0.97, "generalization": 0.90, "locality": 0.97}  # what the demo promises
 FOLLOW_SECONDS = 30
+ROUND_SECONDS = 500  # a round takes one minute alone on two cores, and several beside other work
 MOST_TOKENS = 24  # of an answer; the longest target has far fewer
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in EDITS.read_text(encoding="utf-8").splitlines()]
@@ -105,7 +108,7 @@ class Loop:
             env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=ROUND_SECONDS,
         )
         assert ended.returncode == 0, f"wiseline {' '.join(arguments)}:\n{ended.stdout}\n{ended.stderr}"
         printed: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

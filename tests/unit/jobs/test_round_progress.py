@@ -157,7 +157,7 @@ def test_sixty_columns_hold_every_line(shards: int) -> None:
 
 def test_of_many_shards_only_those_in_training_have_a_row() -> None:
     progress = RoundProgress(terminal())
-    progress(PhaseStarted("train", "200 of 200 shards"))
+    progress(PhaseStarted("train", "200 of 200 shards", shards=200))
     for index in range(MOST_ROWS + 1):
         progress(trained(index))
         progress(finished(index))
@@ -170,7 +170,7 @@ def test_of_many_shards_only_those_in_training_have_a_row() -> None:
 def test_the_view_is_not_taller_than_the_terminal() -> None:
     console = terminal(height=24)
     progress = RoundProgress(console)
-    progress(PhaseStarted("train", "200 of 200 shards"))
+    progress(PhaseStarted("train", "200 of 200 shards", shards=200))
     for index in range(200):
         progress(trained(index))
     for name in ("merge", "evaluate", "publish"):
@@ -198,7 +198,7 @@ def test_a_failed_gate_closes_the_view_and_marks_the_phase() -> None:
 def test_a_crash_in_training_leaves_no_shard_that_seems_to_go_on() -> None:
     progress = RoundProgress(terminal())
     with pytest.raises(KeyboardInterrupt):
-        run(progress, [PhaseStarted("train", "2 of 2 shards"), trained(0)], KeyboardInterrupt())
+        run(progress, [PhaseStarted("train", "2 of 2 shards", shards=2), trained(0)], KeyboardInterrupt())
     lines = frame(progress)
     assert lines[0].startswith("✗ train")
     assert lines[2].split()[-1] == "stopped"

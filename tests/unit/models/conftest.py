@@ -11,7 +11,7 @@ from pipeline.config import ModelSection
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.prompts import plain_prompt_ids
-from pipeline.models.value_matrix import ARCHITECTURES, value_weight_DF
+from pipeline.models.value_matrix import ARCHITECTURES, value_module
 from pipeline.storage.bank import BankEntry
 from pipeline.training.activations import read_prompts
 from pipeline.wise.routing import Router, whitened
@@ -66,7 +66,10 @@ def route_to(base: BaseModel) -> Callable[[Sequence[str]], LoadedRelease]:
     """`route_to(prompts)`: two memories of large random ΔW, reached by exactly these prompts, turn about."""
 
     def build(prompts: Sequence[str]) -> LoadedRelease:
-        D, F = value_weight_DF(base.model, base.layer).shape
+        D, F = (
+            base.model.config.hidden_size,
+            value_module(base.model, base.layer).weight.numel() // base.model.config.hidden_size,
+        )
         generator = torch.Generator().manual_seed(5)
         states = read_prompts(base, [plain_prompt_ids(prompt, base.tokenizer) for prompt in prompts]).states_ND
         mean_D, whiten_DD = torch.zeros(D), torch.eye(D)

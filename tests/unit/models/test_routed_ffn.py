@@ -1,6 +1,7 @@
 """For every architecture: routing touches exactly the rows and tokens it should, and nothing else."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.routed_ffn import RoutedBatch
-from pipeline.models.value_matrix import value_weight_DF
+from pipeline.models.value_matrix import value_module
 
 RouteTo = Callable[[Sequence[str]], LoadedRelease]
 
@@ -53,10 +54,10 @@ def test_the_side_memory_speaks_from_the_last_prompt_token_on(base: BaseModel, r
 
 
 def test_nothing_is_left_behind_in_the_model(base: BaseModel, route_to: RouteTo) -> None:
-    before = value_weight_DF(base.model, base.layer).clone()
+    before = value_module(base.model, base.layer).weight.clone()
     plain = logits(base, ROUTED[0], None)
     generate(base, route_to(ROUTED), requests(base, MIXED))
-    assert torch.equal(value_weight_DF(base.model, base.layer), before)
+    assert torch.equal(value_module(base.model, base.layer).weight, before)
     assert torch.equal(logits(base, ROUTED[0], None), plain)
 
 
@@ -91,6 +92,68 @@ def test_routing_can_be_switched_off_per_request(base: BaseModel, route_to: Rout
     assert all(decision.memory is None and decision.edit_id is None for decision in decisions)
 
 
+def matched(base: BaseModel, release: LoadedRelease, *, says: Sequence[tuple[int, ...]]) -> LoadedRelease:
+    """The same release with random readouts for targets `says`."""
+    entries = tuple(replace(entry, target_ids=ids) for entry, ids in zip(release.entries, says, strict=True))
+    generator = torch.Generator().manual_seed(11)
+    readouts = tuple(3 * torch.randn(len(ids), base.model.config.hidden_size, generator=generator) for ids in says)
+    return replace(release, entries=entries, readouts=readouts)
+
+
+def follow(base: BaseModel, release: LoadedRelease, prompt: str, index: int) -> list[int]:
+    """Oracle for matched addressing: the whole sequence again for every token, the readouts added by hand while the
+    answer follows the target, ΔW from then on. Entry and memory are both `index`."""
+    assert release.readouts is not None
+    prompt_ids = plain_prompt_ids(prompt, base.tokenizer)
+    target, readouts_TD = release.entries[index].target_ids, release.readouts[index]
+    said: list[int] = []
+    while len(said) < 12:
+        token = int(_by_hand(base, [*prompt_ids, *said], said, target, readouts_TD, release.memories[index]).argmax())
+        if token in base.end_ids:
+            break
+        said.append(token)
+    return said
+
+
+def _by_hand(
+    base: BaseModel, ids: list[int], said: list[int], target: tuple[int, ...], readouts_TD: Tensor, delta_DF: Tensor
+) -> Tensor:
+    followed = 0  # target tokens said before the first that differs
+    while followed < min(len(said), len(target)) and said[followed] == target[followed]:
+        followed += 1
+
+    def add(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed, keys = output.clone().view(len(ids), -1), inputs[0].view(len(ids), -1)
+        for step in range(len(said) + 1):
+            position = len(ids) - len(said) - 1 + step
+            matches = step <= followed and step < len(target)
+            changed[position] += readouts_TD[step] if matches else keys[position] @ delta_DF.T
+        return changed.view(output.shape)
+
+    handle = value_module(base.model, base.layer).register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            result: Tensor = base.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    finally:
+        handle.remove()
+    return result
+
+
+def test_matched_addressing_holds_while_the_answer_follows_the_target(base: BaseModel, route_to: RouteTo) -> None:
+    plain = route_to(ROUTED)
+    # What the readouts make the model say is learned first, so that one answer follows its target for a token
+    # and the other leaves it at the first.
+    spoken = follow(base, matched(base, plain, says=[(5,) * 12, (5,) * 12]), ROUTED[0], 0)
+    release = matched(base, plain, says=[(*spoken[:1], 5, 5, 5), (5,) * 12])
+    answers, decisions = generate(base, release, requests(base, MIXED))
+    assert answers == [generate(base, release, [request])[0][0] for request in requests(base, MIXED)]
+    assert [decision.memory for decision in decisions] == [None, 0, None, 1, None]
+    for index, prompt in enumerate(ROUTED):
+        wanted = base.tokenizer.decode(follow(base, release, prompt, index), skip_special_tokens=True).strip()
+        assert answers[MIXED.index(prompt)] == wanted
+    assert answers != generate(base, plain, requests(base, MIXED))[0]
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_batch_size_never_changes_a_decision(base: BaseModel, route_to: RouteTo, batch: int) -> None:
     _, decisions = generate(base, route_to(ROUTED), requests(base, MIXED), batch=batch)
@@ -99,7 +162,6 @@ def test_batch_size_never_changes_a_decision(base: BaseModel, route_to: RouteTo,
 
 def _uncached(base: BaseModel, ids: list[int], *, start: int, delta: LoadedRelease, memory: int | None) -> Tensor:
     """Logits after `ids`, with ΔW added to W_v's output at every token from `start` on by hand."""
-    from pipeline.models.value_matrix import value_module
 
     def add(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         changed = output.clone().view(len(ids), -1)  # one sequence, whatever shape the FFN works in

@@ -36,3 +36,11 @@ def test_an_edits_prefixes_do_not_depend_on_its_company() -> None:
     pool = [f"text {index}" for index in range(20)]
     assert choose_prefixes(EDIT, pool, 3) == choose_prefixes(EDIT, pool[::-1], 3)
     assert len(set(choose_prefixes(EDIT, pool, 3))) == 3
+
+
+def test_held_out_prompts_do_not_choose_the_prefixes() -> None:
+    """A shard is found again by its prompts and targets alone, so nothing else may change what it is trained on."""
+    pool = [f"text {index}" for index in range(20)]
+    bare = Edit(prompt=EDIT.prompt, target=EDIT.target)
+    assert bare.edit_id != EDIT.edit_id
+    assert choose_prefixes(bare, pool, 3) == choose_prefixes(EDIT, pool, 3)
