@@ -18,7 +18,6 @@ from jobs.ingest_edits import ingest, show_report
 from jobs.round_progress import RoundProgress
 from jobs.run_round import show_summary, summarise
 from jobs.serve import running_endpoint
-from pipeline.actors.cluster import connect
 from pipeline.config import Config, load_config
 from pipeline.rounds import run_round
 
@@ -47,7 +46,6 @@ def run_demo(config: Config) -> None:
     started = time.monotonic()
     questions = demo_questions()
     headline("1  The endpoint, before any edit")
-    connect(config.resources)
     with running_endpoint(config) as url:
         console.print(f"{url}/v1 serves {config.model.path}")
         before = [answer(url, question) for question in questions]

@@ -19,7 +19,7 @@ from pipeline.actors.cluster import connect
 from pipeline.actors.merger import start_merger
 from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
-from pipeline.actors.training_pool import gpus_per_trainer, train_memories
+from pipeline.actors.training_pool import gpus_per_trainer, train_memories, trainers_at_once
 from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
 from pipeline.evaluation.gate import check_gate
@@ -153,7 +153,8 @@ def _train(store: ObjectStore, plan: Plan, config: Config, model: Identity, diar
     shards = [shard for memory in plan.memories for shard in memory.shards]
     diary.reused = {shard.digest for shard in shards if is_trained(store, shard)}
     todo = len(shards) - len(diary.reused)
-    with diary.phase("train", f"{todo} of {len(shards)} shards", shards=todo):
+    at_once = min(todo, trainers_at_once(config.resources, gpus=gpus_per_trainer(config.resources)))
+    with diary.phase("train", f"{todo} of {len(shards)} shards, {at_once} side by side", shards=todo):
         for shard in shards:
             if shard.digest in diary.reused:
                 diary.observe(ShardNews(memory_of[shard.digest], shard, None, reused=True))
