@@ -2,7 +2,7 @@
 
 Positives are each edit's own wordings, compared with its other wordings. Negatives, each kind apart:
 
-    sibling    another edit's prompt
+    sibling    another edit's prompt, unless both ask the same thing
     swapped    another edit's question asked about this edit's subject (same subject, other relation)
     unrelated  text the base model writes by itself, also with an edit's subject at its end
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RouterSection
+from pipeline.edits import normalise
 from pipeline.models.base_model import BaseModel
 from pipeline.models.mentions import SubjectTable
 from pipeline.models.prompts import plain_prompt_ids
@@ -78,7 +79,7 @@ def fit_router(
     subjects = SubjectTable([entry.subject for entry in entries])
     rng = random.Random(seed)
     kinds = {
-        "sibling": _siblings(entries, states, rng),
+        "sibling": _siblings(base, entries, states, rng),
         "swapped": _swapped(base, entries, rng),
         "unrelated": _unrelated(base, entries, unrelated, subjects, rng),
     }
@@ -113,17 +114,38 @@ def _positives(
     return torch.cat(rows)
 
 
-def _siblings(entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random) -> Negatives | None:
+def _siblings(
+    base: BaseModel, entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random
+) -> Negatives | None:
+    """Other edits' own prompts. Two edits that ask the same thing are no negatives of each other: the same prompt, or
+    the same subject with the same new answer or the same answer of the unedited model (by the first token)."""
     if len(entries) < 2:
         return None
     chosen = rng.sample(range(len(entries)), min(len(entries), MOST_QUERIES))
+    answers = _read(base, [entry.prompt for entry in entries]).answers_N.tolist()
+    alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, entry in enumerate(entries):
+        for thing in _things_asked(entry, answers[index]):
+            alike[thing].append(index)
     forbidden_BE = torch.ones(len(chosen), len(entries), dtype=torch.bool)
-    forbidden_BE[torch.arange(len(chosen)), torch.tensor(chosen)] = False
+    for row, index in enumerate(chosen):
+        forbidden_BE[
+            row, [same for thing in _things_asked(entries[index], answers[index]) for same in alike[thing]]
+        ] = False
     return Negatives(
         states_BD=torch.stack([states[index][0] for index in chosen]),
         texts=[entries[index].prompt for index in chosen],
         forbidden_BE=forbidden_BE,
     )
+
+
+def _things_asked(entry: BankEntry, answer: int) -> list[tuple[object, ...]]:
+    """Edits that share one of these ask the same thing."""
+    subject = normalise(entry.subject or "")
+    asked: list[tuple[object, ...]] = [("prompt", normalise(entry.prompt))]
+    if subject:
+        asked += [("target", subject, normalise(entry.target)), ("answer", subject, answer)]
+    return asked
 
 
 def _swapped(base: BaseModel, entries: Sequence[BankEntry], rng: random.Random) -> Negatives | None:

@@ -14,9 +14,12 @@ mkdir -p "$root/archives/partial"
 apt-cache show radosgw >/dev/null 2>&1 || apt-get update --quiet --quiet
 
 # apt resolves the dependencies and skips what this machine already has, so the libraries match the system's own.
-apt-get install --yes --quiet --quiet --download-only --no-install-recommends \
-  -o Debug::NoLocking=1 -o Dir::Cache::archives="$root/archives" -o APT::Sandbox::User= \
-  radosgw ceph-mon ceph-osd ceph-common
+download() {
+  apt-get install --yes --quiet --quiet --download-only --no-install-recommends \
+    -o Debug::NoLocking=1 -o Dir::Cache::archives="$root/archives" -o APT::Sandbox::User= \
+    radosgw ceph-mon ceph-osd ceph-common
+}
+download || { apt-get update --quiet --quiet && download; } # stale lists name packages that are gone
 
 shopt -s nullglob
 for package in "$root"/archives/*.deb; do

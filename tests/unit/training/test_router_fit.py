@@ -63,6 +63,18 @@ def test_a_single_edit_is_calibrated_on_unrelated_text_alone(base: BaseModel) ->
     assert best(base, router, subjects, "The red house is here")[0] <= router.threshold
 
 
+def test_edits_that_ask_the_same_thing_do_not_shut_the_router(base: BaseModel) -> None:
+    """One prompt under two subjects, or one question in two wordings, must not push the threshold above everything."""
+    double = [
+        *EDITS,
+        Edit(prompt=EDITS[0].prompt, target="y", subject="Adam"),
+        Edit(prompt="Who leads Bob? Who?", target="x", subject="Bob"),
+    ]
+    router, _, subjects = fitted(base, double)
+    for edit in EDITS[2:]:
+        assert best(base, router, subjects, edit.prompt)[0] > router.threshold
+
+
 def test_without_any_edit_nothing_is_reached(base: BaseModel) -> None:
     router, _, _ = fitted(base, [])
     assert len(router.memory_E) == 0
