@@ -34,8 +34,11 @@ def main() -> None:
     parser.add_argument("--store", default=".wiseline/demo", help="folder (made anew) or s3://bucket/prefix")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args()
-    if "://" not in options.store:
-        shutil.rmtree(options.store, ignore_errors=True)
+    folder = Path(options.store)
+    if "://" not in options.store and folder.exists():
+        if not (folder / "edits" / "_delta_log").is_dir():
+            raise SystemExit(f"{folder} is not a store that this demo could make anew; name another --store.")
+        shutil.rmtree(folder)
     config = load_config(
         overrides=[f"model.path={DEMO / 'model'}", f"store.uri={options.store}", "serve.port=0", *options.set]
     )

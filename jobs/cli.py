@@ -1,9 +1,10 @@
 """`wiseline`: every job as a command. Each job module exports its command; this file only lists them."""
 
 import json
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -15,6 +16,8 @@ from jobs.run_round import round_command
 from jobs.serve import serve_command
 from jobs.status import status_command
 from pipeline.errors import WiselineError
+
+TRACEBACK_VARIABLE = "WISELINE_TRACEBACK"
 
 app = typer.Typer(
     name="wiseline",
@@ -61,12 +64,25 @@ def main() -> None:
     try:
         app()
     except WiselineError as error:
-        print(f"wiseline: {error}", file=sys.stderr)
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        _fail(
+            f"Unexpected {type(error).__name__}: {lines[0]} (set {TRACEBACK_VARIABLE}=1 to see where; please report it)"
+        )
+
+
+def _fail(sentence: str) -> NoReturn:
+    # A prompt from the command line may hold bytes that are no text; they are shown escaped.
+    sentence = sentence.encode("utf-8", "backslashreplace").decode()
+    print(f"wiseline: {sentence}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": sentence}, ensure_ascii=False))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ def ingest_command(
             metavar="PATH...", help="JSONL, JSON, CSV or Parquet: files, folders, patterns or s3:// addresses."
         ),
     ],
+    again: Annotated[
+        bool, typer.Option("--again", help="Let rows speak that were read before: restores older answers.")
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_line: JsonOption = False,
@@ -57,15 +60,15 @@ def ingest_command(
     """Read edits into the log.
 
     Good rows land in edits/, bad ones in quarantine/ with the reason. Reading a file again
-    changes nothing; to restore an older answer, put it into a new file.
+    changes nothing; to restore the older answers it holds, say --again.
     """
-    report = ingest(load_config(config, overrides=set_ or ()), paths)
+    report = ingest(load_config(config, overrides=set_ or ()), paths, again=again)
     show_report(report)
     if json_line:
         print_json(asdict(report))
 
 
-def ingest(config: Config, paths: Sequence[str]) -> IngestReport:
+def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> IngestReport:
     """Append what is new in the files to the edit log and say what each row was; connects to Ray if need be.
 
     Raises WiselineError before anything is written when a file is missing or unreadable or the store is not safe to
@@ -84,7 +87,7 @@ def ingest(config: Config, paths: Sequence[str]) -> IngestReport:
     said: dict[str, SlotContent] = {}
     refused: list[RejectedRow] = []
     for batch in read_batches(sources, config.edits):
-        counts += log.append(batch, said=said)
+        counts += log.append(batch, said=said, again=again)
         room = SHOWN_REJECTIONS - len(refused)
         refused += [RejectedRow(batch.source, bad.row, bad.reason) for bad in batch.rejections[:room]]
     return IngestReport(

@@ -21,12 +21,14 @@ def retract_command(
 
     The retraction is appended to the log; history stays. Many at once: ingest rows with op: retract.
     """
-    from pipeline.edits import Edit
+    from pipeline.edits import parse_edit
     from pipeline.storage.edit_log import EditLog
     from pipeline.storage.object_store import open_store
 
     settings = load_config(config, overrides=set_ or ())
-    slot_id = Edit(op="retract", prompt=prompt, subject=subject).slot_id
+    limit = settings.edits.max_prompt_chars
+    fields = {"op": "retract", "prompt": prompt, "subject": subject}
+    slot_id = parse_edit(fields, max_prompt_chars=limit, max_target_chars=limit).slot_id
     retracted = EditLog(open_store(settings.store, probe=True)).retract([slot_id], author=author)
     if not retracted:
         raise NotFound(

@@ -53,6 +53,7 @@ def summarise(result: "RoundResult", config: Config, *, seconds: float) -> dict[
         "scores": result.release.scores,
         "shards_trained": len(shards) - reused,
         "shards_reused": reused,
+        "too_long": len(result.report.get("too_long", [])),
         "seconds": round(seconds, 3),
         "report": None if result.report_path is None else _address(config.store.uri, result.report_path),
     }
@@ -76,6 +77,8 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     console.print(grid)
     console.print(f"[bold]Release {summary['release']}[/bold] published in {summary['seconds']:.1f} s")
     console.print(f"Shards trained: {summary['shards_trained']}, reused: {summary['shards_reused']}")
+    if summary["too_long"]:
+        console.print(f"Left out: {summary['too_long']} edits too long for the model's context, see the report")
     console.print(f"Report: {escape(summary['report'])}", soft_wrap=True)
 
 

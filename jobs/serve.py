@@ -79,7 +79,8 @@ def _deploy(config: Config) -> None:
 
     from pipeline.serving.deployment import APP_NAME, application
 
-    gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    wanted = config.serve.gpus_per_replica
+    gpus = wanted if wanted != "auto" else 1.0 if ray.cluster_resources().get("GPU") else 0.0
     try:
         serve.run(application(config, gpus_per_replica=gpus), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:

@@ -108,6 +108,9 @@ class ServeSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     replicas: int = Field(1, gt=0)
+    gpus_per_replica: NonNegativeFloat | Literal["auto"] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0; a fraction leaves room for rounds on one GPU"
+    )
     max_batch_requests: int = Field(16, gt=0)
     batch_window_seconds: float = Field(0.005, ge=0)
     max_queued_requests: int = Field(256, gt=0)
@@ -174,6 +177,8 @@ def _with_absolute_paths(config: Config) -> Config:
 def _parse(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read as a config file: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
     if tree is None:

@@ -22,7 +22,7 @@ class LocalityPrompt(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, pattern=r"\S")
     kind: LocalityKind = "unrelated"
 
 
@@ -44,6 +44,13 @@ class Edit(BaseModel):
     @classmethod
     def strip(cls, text: str) -> str:
         return text.strip()
+
+    @field_validator("paraphrases")
+    @classmethod
+    def no_blank_paraphrase(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text.strip() for text in texts):
+            raise ValueError("one of them is empty")
+        return texts
 
     @field_validator("subject", "ground_truth", "author")
     @classmethod
@@ -87,6 +94,11 @@ def parse_edit(fields: object, *, max_prompt_chars: int, max_target_chars: int) 
         raise BadEdit(f"{where}: {message}" if where else message) from None
     if len(edit.prompt) > max_prompt_chars:
         raise BadEdit(f"the prompt has {len(edit.prompt)} characters; the limit is {max_prompt_chars}")
+    held_out = [*edit.paraphrases, *(prompt.prompt for prompt in edit.locality), edit.subject or ""]
+    if (longest := max(map(len, held_out))) > max_prompt_chars:
+        raise BadEdit(
+            f"a paraphrase, locality prompt or subject has {longest} characters; the limit is {max_prompt_chars}"
+        )
     if len(edit.target) > max_target_chars:
         raise BadEdit(f"the target has {len(edit.target)} characters; the limit is {max_target_chars}")
     return edit

@@ -19,7 +19,7 @@ from pipeline.actors.cluster import connect
 from pipeline.actors.merger import start_merger
 from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
-from pipeline.actors.training_pool import gpus_per_trainer, train_memories, trainers_at_once
+from pipeline.actors.training_pool import Job, extract_shards, gpus_per_trainer, train_shards, trainers_at_once
 from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
 from pipeline.evaluation.gate import check_gate
@@ -38,7 +38,7 @@ from pipeline.training.tokens import fits
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """plan, train, merge, evaluate or publish begins; `detail` says how much there is to do, in words."""
+    """plan, extract, train, merge, evaluate or publish begins; `detail` says how much there is to do, in words."""
 
     name: str
     detail: str
@@ -95,21 +95,24 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     store = open_store(config.store, probe=True)
     model = identify(config.model)
     diary = _Diary(observe)
+    # The head is read before the log: whatever is published from here on makes this round stale, and it then loses.
+    standing = head(store)
+    parent = standing.number if standing else None
     with diary.phase("plan", "reading the edit log"):
-        plan, too_long = _plan(store, config, model)
+        plan = _plan(store, config, model)
     # A rollback is an operator's word: only news in the log are published over it.
     newest = newest_of_a_round(store)
-    if newest is not None and newest.round_id == plan.round_id:
-        standing = head(store)
-        assert standing is not None
+    if standing is not None and newest is not None and newest.round_id == plan.round_id:
         return RoundResult(release=standing, published=False, report={}, report_path=None)
+    store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
-    _train(store, plan, config, model, diary)
+    activations, jobs = _extract(store, plan, config, diary)
+    _train(plan, jobs, activations, config, model, diary)
     with diary.phase("merge", f"{len(plan.memories)} memories by {config.merge.method}"):
         memories = _merge(plan, config)
     with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
-        candidate, measured = _evaluate(store, plan, memories, config)
-    report = _report(plan, config, model, diary, candidate, measured, too_long)
+        candidate, measured = _evaluate(plan, memories, config, parent)
+    report = _report(plan, config, model, diary, candidate, measured)
     release = candidate.release.model_copy(update={"scores": measured.scores})
     try:
         check_gate(measured, config.round)
@@ -122,45 +125,44 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     return RoundResult(release=release, published=True, report=report, report_path=_write_report(store, plan, report))
 
 
-def _plan(store: ObjectStore, config: Config, model: Identity) -> tuple[Plan, list[str]]:
-    """The plan, and the prompts of living edits that the model's context cannot hold."""
+def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
     log = EditLog(store)
     version = log.version()
     if version is None:
         raise WiselineError(f"The edit log in {store.uri} is empty; run `wiseline ingest FILE` first.")
-    too_long: list[str] = []
-
-    def fits_context(edit: Any) -> bool:
-        fitting = fits(edit, model.tokenizer, max_tokens=model.max_tokens)
-        if not fitting:
-            too_long.append(edit.prompt)
-        return fitting
-
-    plan = plan_round(
+    return plan_round(
         log.history(version),
         log_version=version,
         config=config,
         fingerprint=model.fingerprint,
         layer=model.layer,
-        fits=fits_context,
+        fits=lambda edit: fits(edit, model.tokenizer, max_tokens=model.max_tokens),
     )
-    store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
-    return plan, too_long
 
 
-def _train(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: _Diary) -> None:
+def _extract(store: ObjectStore, plan: Plan, config: Config, diary: _Diary) -> tuple[list[Any], list[Job]]:
+    """Activations of the shards that have no delta yet, and these shards."""
+    jobs = []
+    for index, memory in enumerate(plan.memories):
+        for shard in memory.shards:
+            if is_trained(store, shard):
+                diary.reused.add(shard.digest)
+                diary.observe(ShardNews(index, shard, None, reused=True))
+            else:
+                jobs.append((memory, shard))
+    with diary.phase("extract", f"{sum(len(shard.edits) for _, shard in jobs)} edits"):
+        return extract_shards(jobs, config=config), jobs
+
+
+def _train(
+    plan: Plan, jobs: Sequence[Job], activations: Sequence[Any], config: Config, model: Identity, diary: _Diary
+) -> None:
     memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
-    shards = [shard for memory in plan.memories for shard in memory.shards]
-    diary.reused = {shard.digest for shard in shards if is_trained(store, shard)}
-    todo = len(shards) - len(diary.reused)
-    at_once = min(todo, trainers_at_once(config.resources, gpus=gpus_per_trainer(config.resources)))
-    with diary.phase("train", f"{todo} of {len(shards)} shards, {at_once} side by side", shards=todo):
-        for shard in shards:
-            if shard.digest in diary.reused:
-                diary.observe(ShardNews(memory_of[shard.digest], shard, None, reused=True))
-        for step in train_memories(
-            plan.memories, store=store, config=config, fingerprint=model.fingerprint, layer=model.layer
-        ):
+    at_once = min(len(jobs), trainers_at_once(config.resources, gpus=gpus_per_trainer(config.resources)))
+    detail = f"{len(jobs)} of {len(memory_of)} shards, {at_once} side by side"
+    with diary.phase("train", detail, shards=len(jobs)):
+        steps = train_shards(jobs, activations, config=config, fingerprint=model.fingerprint, layer=model.layer)
+        for step in steps:
             if step.progress is not None:
                 curve = diary.losses.setdefault(step.shard.digest, [])
                 curve.append((step.progress.step, step.progress.loss))
@@ -176,14 +178,14 @@ def _merge(plan: Plan, config: Config) -> list[ObjectRef]:
 
 
 def _evaluate(
-    store: ObjectStore, plan: Plan, memories: Sequence[ObjectRef], config: Config
+    plan: Plan, memories: Sequence[ObjectRef], config: Config, parent: int | None
 ) -> tuple[Candidate, Measurement]:
-    newest = head(store)
     worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
-    candidate = fetch(worker.assemble.remote(plan, memories, newest.number if newest else None))
-    measured = fetch(worker.measure.remote(candidate.release, plan.live_edits))
-    ray.kill(worker)
-    return candidate, measured
+    try:
+        candidate: Candidate = fetch(worker.assemble.remote(plan, memories, parent))
+        return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
+    finally:
+        ray.kill(worker)
 
 
 def _publish(store: ObjectStore, release: Release) -> None:
@@ -202,7 +204,6 @@ def _report(
     diary: _Diary,
     candidate: Candidate,
     measured: Measurement,
-    too_long: Sequence[str],
 ) -> dict[str, Any]:
     """What report.json holds; `pipeline/evaluation/report.py` draws it."""
     shards = [
@@ -228,7 +229,7 @@ def _report(
         "model": {"path": config.model.path, "fingerprint": model.fingerprint, "layer": model.layer},
         "config": config.model_dump(mode="json"),
         "edits": len(plan.live_edits),
-        "too_long": list(too_long),
+        "too_long": list(plan.too_long),
         "memories": len(plan.memories),
         "shards": shards,
         "seconds": dict(diary.seconds),
@@ -251,9 +252,9 @@ def _write_report(store: ObjectStore, plan: Plan, report: dict[str, Any]) -> str
 
 
 def _plan_bytes(plan: Plan) -> bytes:
+    """Without the log version: a log that moved on without saying anything new has the same plan."""
     content = {
         "round_id": plan.round_id,
-        "log_version": plan.log_version,
         "memories": [
             {
                 "digest": memory.digest,

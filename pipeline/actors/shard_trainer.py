@@ -32,6 +32,9 @@ class ShardTrainer:
         suffix = load_suffix(model_folder(self._config.model), self._layer, dtype=self._config.model.dtype)
         return suffix.to("cuda") if torch.cuda.is_available() else suffix
 
+    def ready(self) -> None:
+        """Answers when the actor has a place in the cluster."""
+
     def train(self, memory: MemoryPlan, shard: ShardPlan, activations: Activations) -> Iterator[Progress]:
         """Streams progress; when the stream ends, the delta is in the store."""
         yield from train_shard(

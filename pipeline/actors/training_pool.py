@@ -1,4 +1,4 @@
-"""Train the shards of several memories at the same time: extraction first, then a pool of ShardTrainers."""
+"""Extract and train the shards of several memories at the same time."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
 from pipeline.actors.shard_trainer import start_shard_trainer
 from pipeline.config import Config, ResourcesSection
-from pipeline.storage.object_store import ObjectStore
 from pipeline.training.fit import Progress
 from pipeline.training.planning import MemoryPlan, ShardPlan
-from pipeline.training.shard_files import is_trained
+
+Job = tuple[MemoryPlan, ShardPlan]
 
 
 @dataclass(frozen=True)
@@ -25,54 +25,67 @@ class ShardStep:
     progress: Progress | None
 
 
-def train_memories(
-    memories: Sequence[MemoryPlan], *, store: ObjectStore, config: Config, fingerprint: str, layer: int
+def extract_shards(jobs: Sequence[Job], *, config: Config) -> list[Any]:
+    """References to the activations of the jobs, in their order; their keys and states are in the store.
+
+    Trainers read their siblings' keys from the store, so this comes before any of them starts; and the worker that
+    holds the whole model is gone again by then, with its GPU.
+    """
+    if not jobs:
+        return []
+    worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
+    # Two results per call: the activations stay in the object store, the driver waits for the small one.
+    extracted = [worker.extract.options(num_returns=2).remote(shard) for _, shard in jobs]
+    try:
+        for _, wordings in extracted:
+            fetch(wordings)
+    finally:
+        ray.kill(worker)
+    return [activations for activations, _ in extracted]
+
+
+def train_shards(
+    jobs: Sequence[Job], activations: Sequence[Any], *, config: Config, fingerprint: str, layer: int
 ) -> Iterator[ShardStep]:
-    """Train every shard that has no delta yet and say how each is getting on.
+    """Train the shards and say how each is getting on.
 
     One ShardTrainer per shard in flight, as many as the cluster has room for. Raises what a shard raised; finished
     shards stay finished.
     """
     gpus = gpus_per_trainer(config.resources)
-    # The driver's own store, not the actors': what is trained is asked once, before anything starts.
-    waiting = deque((memory, shard) for memory in memories for shard in memory.shards if not is_trained(store, shard))
-    if not waiting:
-        return
-    worker = start_model_worker(config, gpus=gpus)
-    # Two results per call: the activations stay in the object store, the driver only waits for the small one.
-    extracted = {shard.digest: worker.extract.options(num_returns=2).remote(shard) for _, shard in waiting}
-    # Trainers read their siblings' keys from the store, so all extraction comes first; and the worker gives its GPU
-    # back before the trainers ask for theirs.
-    for _, wordings in extracted.values():
-        fetch(wordings)
-    ray.kill(worker)
-
-    room = trainers_at_once(config.resources, gpus=gpus)
-    idle = [
+    waiting = deque(zip(jobs, activations, strict=True))
+    trainers = [
         start_shard_trainer(config, gpus=gpus, fingerprint=fingerprint, layer=layer)
-        for _ in range(min(room, len(waiting)))
+        for _ in range(min(trainers_at_once(config.resources, gpus=gpus), len(jobs)))
     ]
+    # A trainer gets its first shard when it is up: where the cluster has less room than it says, the others do it all.
+    starting = {trainer.ready.remote(): trainer for trainer in trainers}
     running: dict[Any, tuple[Any, ShardPlan]] = {}
-    while waiting or running:
-        while waiting and idle:
-            memory, shard = waiting.popleft()
-            trainer = idle.pop()
-            stream = trainer.train.options(num_returns="streaming").remote(
-                memory, shard, extracted.pop(shard.digest)[0]
-            )
-            running[stream] = (trainer, shard)
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for stream in ready:
-            trainer, shard = running[stream]
-            try:
-                progress = fetch(next(stream))
-            except StopIteration:
-                del running[stream]
-                idle.append(trainer)
-                progress = None
-            yield ShardStep(shard, progress)
-    for trainer in idle:
-        ray.kill(trainer)
+
+    def give(trainer: Any) -> None:
+        if waiting:
+            (memory, shard), of_shard = waiting.popleft()
+            running[trainer.train.options(num_returns="streaming").remote(memory, shard, of_shard)] = (trainer, shard)
+
+    try:
+        while waiting or running:
+            ready, _ = ray.wait([*running, *starting], num_returns=1)
+            for news in ready:
+                if news in starting:
+                    fetch(news)
+                    give(starting.pop(news))
+                    continue
+                trainer, shard = running[news]
+                try:
+                    progress = fetch(next(news))
+                except StopIteration:
+                    del running[news]
+                    give(trainer)
+                    progress = None
+                yield ShardStep(shard, progress)
+    finally:
+        for trainer in trainers:
+            ray.kill(trainer)
 
 
 def gpus_per_trainer(resources: ResourcesSection) -> float:

@@ -73,7 +73,7 @@ def measure(
 ) -> Measurement:
     """Ask every question of (at most `most_edits` of) the edits."""
     chosen = edits if len(edits) <= most_edits else random.Random(seed).sample(list(edits), most_edits)
-    questions = [question for edit in chosen for question in _questions(base, edit)]
+    questions = [question for edit in chosen for question in _questions(base, edit) if _fits(base, question)]
     answers, decisions = generate(base, release, [_request(question) for question in questions])
     local = [index for index, question in enumerate(questions) if question.expected is None]
     unedited, _ = generate(base, None, [_request(questions[index]) for index in local])
@@ -135,6 +135,11 @@ def _questions(base: BaseModel, edit: Edit) -> Iterable[_Question]:
         yield question("generalization", paraphrase, edit.target)
     for prompt in edit.locality:
         yield question(f"locality.{prompt.kind}", prompt.prompt, None)
+
+
+def _fits(base: BaseModel, question: _Question) -> bool:
+    """A held-out prompt that the model's context cannot hold together with its answer is not asked."""
+    return 0 < len(question.prompt_ids) <= base.max_tokens - question.max_new_tokens
 
 
 def _request(question: _Question) -> GenerationRequest:

@@ -1,12 +1,14 @@
 """Load the frozen base model once, with what identifies it."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +26,17 @@ from pipeline.models.value_matrix import architecture, resolve_layer
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-SAMPLED_BLOCKS, BLOCK_BYTES = 64, 4096
+SAMPLE_BYTES = 1024  # at three places of every tensor
+IDENTIFYING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -85,13 +97,17 @@ def load_base_model(section: ModelSection) -> BaseModel:
     folder = model_folder(section)
     config = load_config(folder)
     layer = resolve_layer(config, section.layer)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=getattr(torch, section.dtype), trust_remote_code=False, use_safetensors=True
-    )
+    identity = fingerprint(folder)  # also says what is wrong with a folder without weights
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=getattr(torch, section.dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UnsupportedModel(f"The weights in {folder} cannot be loaded: {_first_line(error)}") from None
     model.requires_grad_(False).eval()
     if torch.cuda.is_available():
         model.to("cuda")
-    return BaseModel(model=model, tokenizer=load_tokenizer(folder), layer=layer, fingerprint=fingerprint(folder))
+    return BaseModel(model=model, tokenizer=load_tokenizer(folder), layer=layer, fingerprint=identity)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -128,23 +144,30 @@ def model_folder(section: ModelSection) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Identity of the base model: every byte of config and tokenizer, and of each weight file its size, its header and
-    64 evenly spaced blocks. A fine-tuned or re-quantised model differs in all of them; 140 GB need not be read."""
+    the first, middle and last bytes of every tensor. A fine-tuned, edited or re-quantised model differs there; 140 GB
+    need not be read."""
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
+    for name in IDENTIFYING_FILES:
         if (folder / name).exists():
             digest.update(name.encode() + (folder / name).read_bytes())
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UnsupportedModel(f"{folder} holds no safetensors weights; convert the model to safetensors first.")
     for file in weights:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(header_bytes, size)))
-            for index in range(SAMPLED_BLOCKS):
-                stream.seek(index * max(size - BLOCK_BYTES, 0) // (SAMPLED_BLOCKS - 1))
-                digest.update(stream.read(BLOCK_BYTES))
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        try:
+            with file.open("rb") as stream:
+                header = stream.read(int.from_bytes(stream.read(8), "little"))
+                digest.update(header)
+                start = stream.tell()
+                for name, tensor in json.loads(header).items():
+                    if name != "__metadata__":
+                        first, end = tensor["data_offsets"]
+                        for offset in (first, (first + end - SAMPLE_BYTES) // 2, end - SAMPLE_BYTES):
+                            stream.seek(start + max(offset, first))
+                            digest.update(stream.read(min(SAMPLE_BYTES, end - first)))
+        except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+            raise UnsupportedModel(f"{file} is not a whole safetensors file; fetch it again.") from None
     return digest.hexdigest()[:32]
 
 

@@ -12,6 +12,8 @@ from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision, RoutedBatch
 
+LEAST_TEMPERATURE = 1e-4  # below it sampling is greedy anyway, and dividing logits by it overflows
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
@@ -154,7 +156,7 @@ def _left_padded(base: BaseModel, requests: Sequence[GenerationRequest]) -> tupl
 
 def _chooser(request: GenerationRequest, device: torch.device) -> Callable[[Tensor], int]:
     """Picks the next token of one request: greedy, or sampled from its own seeded generator."""
-    if request.temperature == 0:
+    if request.temperature < LEAST_TEMPERATURE:
         return lambda logits_V: int(logits_V.argmax())
     warp = LogitsProcessorList([TemperatureLogitsWarper(request.temperature)])
     if request.top_p < 1:

@@ -42,7 +42,7 @@ class Answer:
             yield body
         async for piece in self.job.pieces():
             tokens[piece.index] = piece.tokens
-            yield self.bodies.chunk(piece)
+            yield self.bodies.chunk(piece) | {"wiseline": self.about[piece.index]}
         if include_usage:
             yield self.bodies.usage_chunk(sum(tokens))
 

@@ -6,6 +6,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.models.generate import GenerationRequest
+from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids
 from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest, Message
 
 # OpenAI's newer name for the system role; chat templates know the old one.
@@ -21,18 +22,18 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         raise ApiError(400, "This model has no chat template; send the prompt to /v1/completions.", param="messages")
     turns = [{"role": TEMPLATE_ROLES.get(turn.role, turn.role), "content": turn.content} for turn in messages]
     try:
-        rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        prompt_ids = chat_prompt_ids(turns, tokenizer)
     except jinja2.TemplateError as error:
         raise ApiError(400, f"The model's chat template refuses these messages: {error}.", param="messages") from None
     asked = next((turn for turn in reversed(messages) if turn.role == "user"), messages[-1])
-    return tuple(rendered["input_ids"]), asked.content
+    return prompt_ids, asked.content
 
 
 def plain_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[tuple[int, ...], str]:
     """Token ids of a prompt exactly as written, and the prompt itself."""
     if not prompt.strip():
         raise ApiError(400, "The prompt is empty.", param="prompt")
-    return tuple(tokenizer(prompt)["input_ids"]), prompt
+    return plain_prompt_ids(prompt, tokenizer), prompt
 
 
 def generation_request(

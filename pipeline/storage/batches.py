@@ -6,7 +6,7 @@ an old file again neither revives a retracted edit nor undoes a newer one.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -76,12 +76,12 @@ def plan_append(
     *,
     said: Mapping[str, SlotContent],
     known: bool,
-    read_before: Collection[tuple[int, str]],
+    read_before: Mapping[int, str],
 ) -> Plan:
     """Decide row by row what is new.
 
     `slots`: what the log holds; `said`: what earlier rows of this call said about a slot; `known`: the log has this
-    batch; `read_before`: (row, edit id) pairs of the same source that the log has.
+    batch; `read_before`: what the log last heard from each row of the same source.
     """
     held: dict[str, SlotContent] = {}
     spoken: dict[str, SlotContent] = {}
@@ -94,7 +94,7 @@ def plan_append(
         spoken[slot] = content
         if told == content:
             duplicates += 1
-        elif known or before == content or (row, edit.edit_id) in read_before:
+        elif known or before == content or read_before.get(row) == edit.edit_id:
             unchanged += 1
         else:
             rows.append((row, edit))

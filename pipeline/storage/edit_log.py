@@ -93,19 +93,22 @@ class EditLog:
         rows.sort(key=lambda row: (row["source"], row["row"]))
         return [(row["source"], Rejection(row["row"], row["reason"], row["raw"])) for row in rows]
 
-    def append(self, batch: Batch, *, said: MutableMapping[str, SlotContent] | None = None) -> Counts:
+    def append(
+        self, batch: Batch, *, said: MutableMapping[str, SlotContent] | None = None, again: bool = False
+    ) -> Counts:
         """Append what is new in `batch`: refused rows to quarantine/, then edits in one commit; say what each row was.
 
         `said` carries what earlier batches of the same call said about each slot and is brought up to date; a row that
         repeats it is a duplicate. Appending a batch again changes nothing, so after OutcomeUnknown, or a crash
-        anywhere, the same call is safe to repeat.
+        anywhere, the same call is safe to repeat. With `again` its rows speak although the log has heard them: what
+        differs from the slots is appended, which is how an older answer is restored.
         """
         said = {} if said is None else said
         self._set_aside(batch)
-        read_before: set[tuple[int, str]] = set()
+        read_before: dict[int, str] = {}
         for table, state in self._attempts():
-            known = was_committed(table, batch.batch_id)
-            if not known:
+            known = not again and was_committed(table, batch.batch_id)
+            if not known and not again:
                 read_before = self._read_before(table, batch)
             plan = plan_append(batch, state.slots, said=said, known=known, read_before=read_before)
             if not known:
@@ -165,10 +168,11 @@ class EditLog:
         state.slots.update(slots)
         state.next_seq += count
 
-    def _read_before(self, table: DeltaTable, batch: Batch) -> set[tuple[int, str]]:
-        """Rows of this source that the log has: a file that grew is read from its start, but only its end is new."""
-        rows = read_table(self._store, table, ["row", "edit_id"], where=pc.field("source") == batch.source)
-        return {(row["row"], row["edit_id"]) for row in rows.to_pylist()}
+    def _read_before(self, table: DeltaTable, batch: Batch) -> dict[int, str]:
+        """Row -> edit id that the log last heard from this source: a file that grew is read from its start, but only
+        its end is new; a file that is overwritten speaks where a row changed."""
+        rows = read_table(self._store, table, ["seq", "row", "edit_id"], where=pc.field("source") == batch.source)
+        return {row["row"]: row["edit_id"] for row in rows.sort_by("seq").to_pylist()}
 
     def _set_aside(self, batch: Batch) -> None:
         """Write the batch's refused rows, each once, whether it comes again in the same batch or in a grown file."""

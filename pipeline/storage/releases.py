@@ -110,8 +110,8 @@ def publish(store: ObjectStore, release: Release) -> None:
     Raises RoundConflict where another release came first, and NotFound where an object it names is missing: then
     nothing is published. After OutcomeUnknown the head says whether it was.
     """
-    newest = head(store)
-    parent = newest.number if newest else None
+    numbers = release_numbers(store)
+    parent = numbers[-1] if numbers else None
     if release.parent != parent or release.number != (parent or 0) + 1:
         raise _conflict(release, parent)
     for reference in release.objects:
@@ -131,9 +131,8 @@ def rollback(store: ObjectStore, number: int) -> Release:
     Raises NotFound where the release or one of its objects is gone, and RoundConflict like `publish`.
     """
     older = read_release(store, number)
-    newest = head(store)
-    assert newest is not None
-    restored = older.model_copy(update={"number": newest.number + 1, "parent": newest.number, "restores": number})
+    newest = release_numbers(store)[-1]  # by its name alone: a head that cannot be read is what one rolls back from
+    restored = older.model_copy(update={"number": newest + 1, "parent": newest, "restores": number})
     publish(store, restored)
     return restored
 

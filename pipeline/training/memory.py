@@ -5,7 +5,8 @@ import hashlib
 import torch
 
 from pipeline.config import Config
-from pipeline.storage.deltas import MemoryMetadata, SideMemory, encode_memory
+from pipeline.errors import CorruptObject
+from pipeline.storage.deltas import MemoryMetadata, SideMemory, decode_memory, encode_memory
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef
 from pipeline.training.planning import MemoryPlan
@@ -23,7 +24,14 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
     """The merged memory's place and checksum; merged now, or found from an earlier round. May be repeated."""
     path = memory_path(memory, config)
     if store.exists(path):
-        return ObjectRef(path=path, sha256=hashlib.sha256(store.read(path)).hexdigest())
+        data = store.read(path)
+        try:
+            decode_memory(data)
+        except CorruptObject as error:
+            raise CorruptObject(
+                f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})"
+            ) from None
+        return ObjectRef(path=path, sha256=hashlib.sha256(data).hexdigest())
     deltas, masks, metadata = zip(*(read_delta(store, shard) for shard in memory.shards), strict=True)
     method = METHODS[config.merge.method]
     merged_DF = method.merge(

@@ -16,6 +16,7 @@ from pipeline.edits import Edit
 from pipeline.storage.edit_log import LogEntry
 
 METHOD_VERSION = 1  # raise it when the same plan trains to other bytes or files: older shards are then not found
+RELEASE_VERSION = 1  # raise it when the same shards give another router or readout: the next round then publishes
 DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
 
 
@@ -48,6 +49,7 @@ class Plan:
     round_id: str
     log_version: int
     memories: tuple[MemoryPlan, ...]
+    too_long: tuple[str, ...]  # prompts of edits that would live, but that the model's context cannot hold
 
     @property
     def live_edits(self) -> list[Edit]:
@@ -76,20 +78,21 @@ def plan_round(
         config.digest("shards", "training"),
         config.sibling_penalty,
     ]
-    memories = tuple(
-        _memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory)
-        for group in _replay(history, capacity=capacity, fits=fits)
-    )
+    groups, too_long = _replay(history, capacity=capacity, fits=fits)
+    memories = tuple(_memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory) for group in groups)
     # The fingerprint stands for the model: where it lies on this machine changes nothing.
     settings = config.digest("merge", "router", "round")
     return Plan(
-        round_id=_digest([*basis, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]),
+        round_id=_digest(
+            [*basis, RELEASE_VERSION, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]
+        ),
         log_version=log_version,
         memories=memories,
+        too_long=too_long,
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """The edits of one memory by slot; those in `live` are still what their slot says."""
 
@@ -97,10 +100,13 @@ class _Group:
     live: set[str] = field(default_factory=set)
 
 
-def _replay(history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit], bool]) -> list[_Group]:
+def _replay(
+    history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit], bool]
+) -> tuple[list[_Group], tuple[str, ...]]:
     sealed: list[_Group] = []
     newest = _Group()
     home: dict[str, _Group] = {}  # slot -> the memory that answers for it
+    too_long: dict[str, str] = {}  # slot -> prompt
 
     def place(slot_id: str, edit: Edit) -> None:
         nonlocal newest
@@ -114,6 +120,7 @@ def _replay(history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit]
     for entry in history:
         slot_id = entry.edit.slot_id
         previous = home.pop(slot_id, None)
+        too_long.pop(slot_id, None)
         if previous is newest:
             del newest.edits[slot_id]
             newest.live.discard(slot_id)
@@ -121,11 +128,13 @@ def _replay(history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit]
             previous.live.discard(slot_id)
         if entry.edit.op == "upsert" and fits(entry.edit):
             place(slot_id, entry.edit)
+        elif entry.edit.op == "upsert":
+            too_long[slot_id] = entry.edit.prompt
         if previous in sealed and len(previous.live) < DISSOLVE_BELOW * len(previous.edits):
             sealed.remove(previous)
             for moved in [slot for slot in previous.edits if slot in previous.live]:
                 place(moved, previous.edits[moved])
-    return [*sealed, newest] if newest.edits else sealed
+    return [*sealed, newest] if newest.edits else sealed, tuple(too_long.values())
 
 
 def _memory_plan(group: _Group, *, basis: Sequence[object], shard_count: int) -> MemoryPlan:

@@ -29,6 +29,7 @@ from pipeline.wise.routing import SIGNALS, Router, empty_router, fit_logistic, t
 
 SWAPS_PER_SUBJECT = 4
 SURE_QUANTILE = 0.25
+SAME_QUESTION = 0.98  # cosine; the demo's different questions about one subject stay below 0.9
 HARDEST_ENTRIES = 3  # entries per negative prompt that the logistic model sees
 MOST_QUERIES = 2000  # per kind; a 0.5 % rate is then still an average over ten
 
@@ -79,7 +80,7 @@ def fit_router(
     subjects = SubjectTable([entry.subject for entry in entries])
     rng = random.Random(seed)
     kinds = {
-        "sibling": _siblings(base, entries, states, rng),
+        "sibling": _siblings(router, entries, states, rng),
         "swapped": _swapped(base, entries, rng),
         "unrelated": _unrelated(base, entries, unrelated, subjects, rng),
     }
@@ -101,37 +102,37 @@ def fit_router(
 def _positives(
     router: Router, subjects: SubjectTable, entries: Sequence[BankEntry], states: Sequence[Tensor]
 ) -> Tensor:
-    """P × S: every wording but the bare one against its edit's bare wording. Their texts end with the bare prompt, so
-    the subject is mentioned where the bare prompt mentions it."""
+    """P × S: every wording but the bare one (unless it is the only one) against its edit's bare wording.
+
+    Their texts end with the bare prompt, so the subject is mentioned where the bare prompt mentions it.
+    """
     rows = []
     bare = 0
     for index, entry in enumerate(entries):
         keys_WD = router.keys_ND[bare : bare + len(states[index])]
         bare += len(keys_WD)
         subject = subjects.mentions([entry.prompt])[0, index]
-        cosine = keys_WD[1:] @ keys_WD[0]
+        cosine = (keys_WD[1:] if len(keys_WD) > 1 else keys_WD) @ keys_WD[0]
         rows.append(torch.stack([cosine, subject.expand_as(cosine)], dim=1))
     return torch.cat(rows)
 
 
 def _siblings(
-    base: BaseModel, entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random
+    router: Router, entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random
 ) -> Negatives | None:
-    """Other edits' own prompts. Two edits that ask the same thing are no negatives of each other: the same prompt, or
-    the same subject with the same new answer or the same answer of the unedited model (by the first token)."""
+    """Other edits' own prompts. Two edits that ask the same thing are no negatives of each other: the same prompt, the
+    same subject with the same new answer, or states so near that no router could tell them apart."""
     if len(entries) < 2:
         return None
     chosen = rng.sample(range(len(entries)), min(len(entries), MOST_QUERIES))
-    answers = _read(base, [entry.prompt for entry in entries]).answers_N.tolist()
-    alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    bare_ED = whitened(torch.stack([rows[0] for rows in states]), router.mean_D, router.whiten_DD)
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
-        for thing in _things_asked(entry, answers[index]):
+        for thing in _things_asked(entry):
             alike[thing].append(index)
-    forbidden_BE = torch.ones(len(chosen), len(entries), dtype=torch.bool)
+    forbidden_BE = bare_ED[chosen] @ bare_ED.T < SAME_QUESTION
     for row, index in enumerate(chosen):
-        forbidden_BE[
-            row, [same for thing in _things_asked(entries[index], answers[index]) for same in alike[thing]]
-        ] = False
+        forbidden_BE[row, [same for thing in _things_asked(entries[index]) for same in alike[thing]]] = False
     return Negatives(
         states_BD=torch.stack([states[index][0] for index in chosen]),
         texts=[entries[index].prompt for index in chosen],
@@ -139,12 +140,11 @@ def _siblings(
     )
 
 
-def _things_asked(entry: BankEntry, answer: int) -> list[tuple[object, ...]]:
+def _things_asked(entry: BankEntry) -> list[tuple[str, ...]]:
     """Edits that share one of these ask the same thing."""
-    subject = normalise(entry.subject or "")
-    asked: list[tuple[object, ...]] = [("prompt", normalise(entry.prompt))]
-    if subject:
-        asked += [("target", subject, normalise(entry.target)), ("answer", subject, answer)]
+    asked: list[tuple[str, ...]] = [("prompt", normalise(entry.prompt))]
+    if entry.subject:
+        asked.append(("target", normalise(entry.subject), normalise(entry.target)))
     return asked
 
 

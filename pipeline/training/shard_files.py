@@ -3,8 +3,9 @@
 All three are functions of the digest. The delta comes last: where it lies, the shard is finished.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.training.planning import ShardPlan
 from pipeline.wise.masks import subspace_mask
 
+Decoded = TypeVar("Decoded")
+
 
 @dataclass(frozen=True)
 class BareWording:
@@ -33,7 +36,8 @@ class BareWording:
 
 
 def is_trained(store: ObjectStore, shard: ShardPlan) -> bool:
-    return store.exists(_path(shard, "delta"))
+    """All three are there; where one was removed because it is damaged, the shard is made again."""
+    return all(store.exists(_path(shard, name)) for name in ("keys", "states", "delta"))
 
 
 def write_keys(
@@ -50,13 +54,13 @@ def write_keys(
 
 def read_keys(store: ObjectStore, shard: ShardPlan, *, prefixed: bool = True) -> Tensor:
     """Keys of all wordings (the keyed merge fits them all), or of those without a prefix (the siblings' penalty)."""
-    keys_MF, description = decode_matrix(store.read(_path(shard, "keys")))
+    keys_MF, description = _read(store, _path(shard, "keys"), decode_matrix)
     return torch.from_numpy(keys_MF.copy())[: None if prefixed else description["unprefixed"]]
 
 
 def read_bare_wordings(store: ObjectStore, shard: ShardPlan) -> list[BareWording]:
     """One per edit of the shard, in its order."""
-    keys_MF, description = decode_matrix(store.read(_path(shard, "keys")))
+    keys_MF, description = _read(store, _path(shard, "keys"), decode_matrix)
     targets = [tuple(ids) for ids in description["target_ids"]]
     bare_MF = torch.from_numpy(keys_MF.copy())[: sum(map(len, targets))]
     return [
@@ -72,7 +76,7 @@ def write_states(store: ObjectStore, shard: ShardPlan, states_ND: Tensor, *, wor
 
 def read_states(store: ObjectStore, shard: ShardPlan) -> list[Tensor]:
     """One W × D tensor per edit of the shard, in its order."""
-    states_ND, description = decode_matrix(store.read(_path(shard, "states")))
+    states_ND, description = _read(store, _path(shard, "states"), decode_matrix)
     wordings = description["wordings"]
     if len(wordings) != len(shard.edits) or sum(wordings) != len(states_ND):
         raise CorruptObject(
@@ -94,7 +98,7 @@ def write_delta(
 
 def read_delta(store: ObjectStore, shard: ShardPlan) -> tuple[Tensor, Tensor, DeltaMetadata]:
     """ΔW (D × F, dense) and its mask, regenerated from the seed in the metadata."""
-    delta = decode_delta(store.read(_path(shard, "delta")))
+    delta = _read(store, _path(shard, "delta"), decode_delta)
     meta = delta.metadata
     mask_DF = shard_mask(meta)
     if not np.array_equal(mask_DF.sum(dim=1).numpy(), delta.row_lengths):
@@ -112,6 +116,13 @@ def shard_mask(meta: DeltaMetadata) -> Tensor:
         density=meta.density,
         disjoint=meta.masks == "disjoint",
     )
+
+
+def _read(store: ObjectStore, path: str, decode: Callable[[bytes], Decoded]) -> Decoded:
+    try:
+        return decode(store.read(path))
+    except CorruptObject as error:
+        raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})") from None
 
 
 def _path(shard: ShardPlan, name: str) -> str:

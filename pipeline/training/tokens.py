@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.edits import Edit
 from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids, render_chat
 
+SPARE_TOKENS = 4  # as many as evaluation lets an answer run on
+
 
 @dataclass(frozen=True)
 class Wording:
@@ -39,8 +41,8 @@ def wordings(
 
 
 def fits(edit: Edit, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> bool:
-    """Does the edit, asked bare, leave room for its target in the model's context?"""
-    return _length(plain_wording(edit.prompt, edit.target, tokenizer)) <= max_tokens
+    """Does the edit, asked bare, leave room in the model's context for its target and the tokens that show it ended?"""
+    return _length(plain_wording(edit.prompt, edit.target, tokenizer)) + SPARE_TOKENS <= max_tokens
 
 
 def plain_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.config import Config, load_config
 from pipeline.errors import GateFailed, RoundConflict, UnsupportedModel, WiselineError
-from pipeline.models.base_model import load_base_model
+from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
-from pipeline.models.loaded_release import load_release
+from pipeline.models.loaded_release import LoadedRelease, load_release
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.rounds import Event, ShardNews, run_round
 from pipeline.storage.object_store import ObjectStore, open_store
@@ -85,36 +85,53 @@ def release_bytes(config: Config) -> dict[str, bytes]:
     return {path: store.read(path) for path in [release_path(release.number), *(item.path for item in release.objects)]}
 
 
-def test_a_round_publishes_what_the_endpoint_then_says(configure: Configure, tmp_path: Path) -> None:
+def test_the_life_of_a_store(configure: Configure, tmp_path: Path) -> None:
+    """Published, nothing new, one edit taken back, rolled back, everything taken back."""
     config = configure()
+    store, base = open_store(config.store), load_base_model(config.model)
+    prompts = [str(edit["prompt"]) for edit in edits(LETTERS[:4])]
+
     ingest(config, edits(LETTERS[:4]), tmp_path, "first")
     result = run_round(config)
     assert result.published
     assert (result.release.number, result.release.parent, result.release.edits) == (1, None, 4)
     assert result.release.scores["reliability"] == 1.0
-
-    store, base = open_store(config.store), load_base_model(config.model)
     loaded = load_release(store, result.release, base)
-    prompts = [str(edit["prompt"]) for edit in edits(LETTERS[:4])]
-    requests = [
-        GenerationRequest(prompt_ids=plain_prompt_ids(prompt, base.tokenizer), text=prompt, max_new_tokens=6)
-        for prompt in prompts
-    ]
-    assert generate(base, loaded, requests)[0] == ["new"] * 4
-    assert generate(base, None, requests)[0] != ["new"] * 4
+    assert answers(base, loaded, prompts) == ["new"] * 4
+    assert answers(base, None, prompts) != ["new"] * 4
     report = json.loads(store.read(str(result.report_path).replace("report.html", "report.json")))
     assert report["outcome"] == "published"
     assert {shard["edits"] for shard in report["shards"]} == {2}
 
-
-def test_a_round_without_news_publishes_nothing(configure: Configure, tmp_path: Path) -> None:
-    config = configure()
-    ingest(config, edits("ab"), tmp_path, "first")
-    assert run_round(config).published
     again = run_round(config)
     assert not again.published
-    assert again.release.number == 1
-    assert release_numbers(open_store(config.store)) == [1]
+    ingest(config, [*edits("a"), *edits("a")], tmp_path, "nothing new, in another file")
+    assert not run_round(config).published
+    assert release_numbers(store) == [1]
+
+    ingest(config, [{"op": "retract", "prompt": prompts[1], "subject": "company b"}], tmp_path, "second")
+    second = run_round(config)
+    assert second.release.edits == 3
+    loaded = load_release(store, second.release, base)
+    assert sorted(str(entry.subject) for entry in loaded.entries) == ["company a", "company c", "company d"]
+
+    rollback(store, 1)
+    assert not run_round(config).published, "an operator's rollback stands until the log has news"
+    assert release_numbers(store) == [1, 2, 3]
+
+    retractions = [{"op": "retract", "prompt": edit["prompt"], "subject": edit["subject"]} for edit in edits("acd")]
+    ingest(config, retractions, tmp_path, "third")
+    last = run_round(config)
+    assert (last.release.number, last.release.edits, last.release.memories) == (4, 0, ())
+    assert answers(base, load_release(store, last.release, base), prompts) == answers(base, None, prompts)
+
+
+def answers(base: BaseModel, release: LoadedRelease | None, prompts: Sequence[str]) -> list[str]:
+    requests = [
+        GenerationRequest(prompt_ids=plain_prompt_ids(prompt, base.tokenizer), text=prompt, max_new_tokens=6)
+        for prompt in prompts
+    ]
+    return generate(base, release, requests)[0]
 
 
 def test_only_the_newest_memory_is_trained_when_edits_arrive(configure: Configure, tmp_path: Path) -> None:
@@ -130,26 +147,6 @@ def test_only_the_newest_memory_is_trained_when_edits_arrive(configure: Configur
     assert head(open_store(config.store)).number == 2  # type: ignore[union-attr]
 
 
-def test_a_retracted_edit_is_no_longer_reached(configure: Configure, tmp_path: Path) -> None:
-    config = configure()
-    ingest(config, edits("abc"), tmp_path, "first")
-    run_round(config)
-    ingest(config, [{"op": "retract", "prompt": "Who leads company b?", "subject": "company b"}], tmp_path, "second")
-    result = run_round(config)
-    assert result.release.edits == 2
-    loaded = load_release(open_store(config.store), result.release, load_base_model(config.model))
-    assert sorted(str(entry.subject) for entry in loaded.entries) == ["company a", "company c"]
-
-
-def test_when_everything_is_retracted_the_base_model_answers(configure: Configure, tmp_path: Path) -> None:
-    config = configure()
-    ingest(config, edits("a"), tmp_path, "first")
-    run_round(config)
-    ingest(config, [{"op": "retract", "prompt": "Who leads company a?", "subject": "company a"}], tmp_path, "second")
-    result = run_round(config)
-    assert (result.release.edits, result.release.memories) == (0, ())
-
-
 def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configure, tmp_path: Path) -> None:
     config = configure("round.min_reliability=1", "training.max_steps=1")
     ingest(config, edits("abc"), tmp_path, "first")
@@ -159,24 +156,12 @@ def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configur
     assert head(open_store(config.store)) is None
 
 
-def test_a_rolled_back_release_is_not_published_again_by_itself(configure: Configure, tmp_path: Path) -> None:
-    config = configure()
-    store = open_store(config.store)
-    ingest(config, edits("a"), tmp_path, "first")
-    run_round(config)
-    ingest(config, edits("b"), tmp_path, "second")
-    run_round(config)
-    rollback(store, 1)
-    assert not run_round(config).published
-    assert release_numbers(store) == [1, 2, 3]
-
-
 def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Path) -> None:
     config = configure()
     ingest(config, edits("ab"), tmp_path, "first")
 
     def another_round_is_faster(event: Event) -> None:
-        if getattr(event, "name", "") == "publish":
+        if getattr(event, "name", "") == "extract":  # long before this round publishes
             store = open_store(config.store)
             finished = open_store(other.store)
             release = head(finished)

@@ -63,6 +63,7 @@ def test_a_published_round_prints_scores_and_where_the_report_is(end_round: EndR
         "round_id": "3f9a",
         "release": 4,
         "published": True,
+        "too_long": 0,
         "scores": RELEASE.scores,
         "shards_trained": 2,
         "shards_reused": 1,

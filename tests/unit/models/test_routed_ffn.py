@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, generate
@@ -38,9 +39,15 @@ def logits(base: BaseModel, prompt: str, release: LoadedRelease | None) -> Tenso
 
 
 def test_before_any_release_the_logits_are_the_base_models(base: BaseModel) -> None:
+    """Oracle: the model loaded by transformers alone, and its own `generate` on a padded batch."""
+    alone = AutoModelForCausalLM.from_pretrained(base.model.config._name_or_path, dtype=torch.float32).eval()
     with torch.no_grad():
-        plain = base.model(torch.tensor([plain_prompt_ids(ROUTED[0], base.tokenizer)])).logits
+        plain = alone(torch.tensor([plain_prompt_ids(ROUTED[0], base.tokenizer)])).logits
     assert torch.equal(logits(base, ROUTED[0], None), plain)
+    for prompt, answer in zip(MIXED, generate(base, None, requests(base, MIXED))[0], strict=True):
+        ids = torch.tensor([plain_prompt_ids(prompt, base.tokenizer)])
+        whole = alone.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=list(base.end_ids), pad_token_id=1)
+        assert answer == base.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
 def test_an_unrouted_prompt_keeps_its_logits_to_the_bit(base: BaseModel, route_to: RouteTo) -> None:

@@ -20,7 +20,7 @@ def up(prompt: str, target: str) -> Edit:
 
 
 def plan(one: Batch, slots: dict[str, str | None] | None = None, **given: object) -> Plan:
-    arguments: dict[str, object] = {"said": {}, "known": False, "read_before": ()}
+    arguments: dict[str, object] = {"said": {}, "known": False, "read_before": {}}
     return plan_append(one, slots or {}, **(arguments | given))  # type: ignore[arg-type]
 
 
@@ -44,7 +44,7 @@ def test_the_last_row_of_a_slot_wins_and_every_row_counts_once(before: list[Edit
 @settings(max_examples=100)
 def test_what_was_just_appended_says_nothing_new(edits: list[Edit]) -> None:
     first = plan(batch(*edits))
-    for again in ({"known": True}, {"read_before": {(row, edit.edit_id) for row, edit in enumerate(edits, start=1)}}):
+    for again in ({"known": True}, {"read_before": {row: edit.edit_id for row, edit in enumerate(edits, start=1)}}):
         assert plan(batch(*edits), first.slots, **again).counts.ingested == 0
 
 

@@ -31,7 +31,7 @@ def test_an_edit_comes_back_with_everything_it_said(log: EditLog) -> None:
         target="Anna 🦊",
         subject="Örland",
         ground_truth="Bo",
-        paraphrases=("Örland's leader?", ""),
+        paraphrases=("Örland's leader?", "Örland:"),
         locality=(LocalityPrompt(prompt="Who leads Erland?", kind="same_relation"), LocalityPrompt(prompt="2+2=")),
         author="me",
     )
@@ -179,3 +179,22 @@ def test_a_crash_between_quarantine_and_log_is_completed_by_the_next_run(
     assert (log.live(), len(log.quarantine())) == ([], 1)
     assert log.append(one) == Counts(ingested=1, quarantined=1)
     assert (len(log.live()), len(log.quarantine())) == (1, 1)
+
+
+def test_an_older_answer_comes_back_with_again_and_not_without(log: EditLog) -> None:
+    first, second = (Batch(source=name, edits=((1, Edit(prompt="Who?", target=name)),)) for name in ("a", "b"))
+    log.append(first)
+    log.append(second)
+    moved = Batch(source="elsewhere", edits=first.edits)
+    assert log.append(moved).ingested == 0
+    assert log.append(moved, again=True).superseded == 1
+    assert [entry.edit.target for entry in log.live()] == ["a"]
+    assert log.append(moved, again=True).unchanged == 1
+
+
+def test_a_file_that_is_overwritten_speaks_where_a_row_changed(log: EditLog) -> None:
+    for day, target in enumerate(["a", "b", "a"]):
+        # Each day's file holds a new last row, so it is never the same file as before.
+        rows = ((1, Edit(prompt="Who?", target=target)), (2, Edit(prompt=f"Day {day}?", target="yes")))
+        assert log.append(Batch(source="daily.jsonl", edits=rows)).ingested == 2
+    assert next(entry.edit.target for entry in log.live() if entry.edit.prompt == "Who?") == "a"

@@ -86,7 +86,11 @@ def test_a_mostly_dead_memory_is_dissolved() -> None:
 
 def test_an_edit_too_long_for_the_context_is_left_out_and_still_supersedes() -> None:
     edits = [Edit(prompt="question 1 long", target="old"), Edit(prompt="question 2", target="x")]
-    assert [edit.prompt for edit in plan(edits, too_long="long").live_edits] == ["question 2"]
+    short = plan(edits, too_long="long")
+    assert [edit.prompt for edit in short.live_edits] == ["question 2"]
+    assert short.too_long == ("question 1 long",)
+    gone = [*edits, Edit(op="retract", prompt="question 1 long")]
+    assert plan(gone, too_long="long").too_long == ()
 
 
 def test_what_cannot_change_results_does_not_change_the_round() -> None:
