@@ -1,6 +1,6 @@
 """What a shard leaves in the store: `shards/<digest>/{keys,states,delta}.parquet`, written in this order.
 
-All three are functions of the digest. The delta comes last: where it lies, the shard is finished.
+All three are functions of the digest. The delta comes last; with all three the shard is finished.
 """
 
 from collections.abc import Callable, Sequence

@@ -260,3 +260,34 @@ def test_ask_offline_in_chat(run: Run) -> None:
     result = run("ask", "Who leads?", "--chat", "--offline", "--json", "--set", "serve.max_new_tokens=4")
     assert result.code == 0
     assert result.json["finish_reason"] in ("stop", "length")
+
+
+def test_an_edit_is_taken_back_by_its_prompt_and_subject(run: Run, store: ObjectStore) -> None:
+    edit = Edit(prompt="Who leads Acme?", target="Ada", subject="Acme")
+    EditLog(store).append(Batch(source="file", edits=((1, edit),)))
+    missing = run("retract", "Who leads Acme?")
+    assert (missing.code, missing.err.count("\n")) == (1, 1)
+    assert "--subject" in missing.err
+    done = run("retract", "who leads  ACME?", "--subject", "acme", "--json")
+    assert done.code == 0
+    assert json.loads(done.out.splitlines()[-1]) == {"retracted": [edit.edit_id]}
+    assert EditLog(store).live() == []
+
+
+def test_what_nobody_foresaw_is_one_sentence_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*_: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("pipeline.storage.object_store.open_store", burst)
+    result = run("status", "--json")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "ZeroDivisionError: by nothing" in json.loads(result.out.splitlines()[-1])["error"]
+
+
+def test_a_head_that_cannot_be_read_can_be_rolled_back(run: Run, store: ObjectStore, base: BaseModel) -> None:
+    for seed in (1, 2):
+        publish_release(store, base, prompts=["Who?"], seed=seed)
+    Path(store.uri, "releases/00000002.json").write_text("{")
+    assert run("releases", "rollback", "1").code == 0
+    restored = read_release(store, 3)
+    assert (restored.restores, restored.parent) == (1, 2)
