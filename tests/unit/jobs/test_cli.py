@@ -91,6 +91,8 @@ def free_port() -> int:
 def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs ignore SIGINT, and so would their children: a test run in the background must not.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, *arguments], env=environment, **pipes, **options)
 
 
