@@ -19,9 +19,8 @@ SPARE_TOKENS = 4  # as many as evaluation lets an answer run on
 
 @dataclass(frozen=True)
 class Wording:
-    """One way of asking an edit. `text` is what the text signals of the router read."""
+    """One way of asking an edit."""
 
-    text: str
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]  # ends with an end-of-sequence token
     kind: Literal["bare", "chat", "prefixed"] = "bare"
@@ -53,7 +52,7 @@ def plain_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) 
         target_ids = together[len(prompt_ids) :]
     else:  # the tokenizer merges across the boundary; at serving time the prompt stands alone, so split there
         target_ids = tuple(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
-    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
+    return Wording(prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
 
 
 def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:
@@ -67,7 +66,7 @@ def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -
         target_ids = answered[len(prompt_ids) :]
     else:  # templates that write the assistant's marker differently before an answer
         target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
-    return Wording(text=prompt, prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer), kind="chat")
+    return Wording(prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer), kind="chat")
 
 
 def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:

@@ -26,8 +26,14 @@ def refusal(fields: dict[str, Any], kind: type = CompletionRequest) -> ApiError:
 
 @pytest.mark.parametrize(("name", "value"), [(name, values[0]) for name, values in NEUTRAL.items() if values])
 def test_fields_that_ask_for_nothing_are_accepted(name: str, value: object) -> None:
-    CompletionRequest.model_validate({**TEXT, name: value})
-    CompletionRequest.model_validate({**TEXT, name: None})
+    plain = CompletionRequest.model_validate(TEXT)
+    for neutral in (value, None):
+        accepted = CompletionRequest.model_validate({**TEXT, name: neutral})
+        assert (accepted.prompt, accepted.token_limit, accepted.temperature) == (
+            plain.prompt,
+            plain.token_limit,
+            plain.temperature,
+        )
 
 
 @pytest.mark.parametrize(
