@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
@@ -30,6 +31,15 @@ SLOWEST_UPLOAD = 2**20  # bytes per second
 # ignores the condition on CompleteMultipartUpload).
 LARGEST_SINGLE_PUT = 64 * 2**20
 S3_FAILURES = (OSError, BotoCoreError, ClientError)
+
+
+class OneTrySession(AIOHTTPSession):  # type: ignore[misc]
+    """aiohttp sends a PUT again by itself when the connection breaks before the answer; a creation must not be."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
 
 
 class S3Bucket:
@@ -106,6 +116,8 @@ def connect_s3(endpoint_url: str | None, *, attempts: int = 5) -> Any:
         "read_timeout": READ_TIMEOUT_SECONDS,
         "retries": {"total_max_attempts": attempts},
     }
+    if attempts == 1:
+        settings["http_session_cls"] = OneTrySession
     if endpoint_url:  # not AWS: older servers know neither virtual-hosted buckets nor the newer checksum headers
         settings["s3"] = {"addressing_style": "path"}
         settings["request_checksum_calculation"] = "when_required"
