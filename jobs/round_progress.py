@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.rounds import Event, PhaseStarted, ShardNews
+from pipeline.rounds import Event, MemoryNews, PhaseStarted, ShardNews
 from pipeline.training.fit import Progress
 
 MOST_ROWS = 12  # of shards; beyond it only those in training have one
@@ -75,8 +75,19 @@ class RoundProgress:
             self._phases.append(_Phase(event.name, event.detail, self._clock()))
             self._to_train = event.shards or self._to_train
             self._line(f"{event.name}: {event.detail}")
+        elif isinstance(event, MemoryNews):
+            self._polish(event)
         else:
             self._take(event)
+
+    def _polish(self, news: MemoryNews) -> None:
+        progress = news.progress
+        held = f"memory {news.memory}: {progress.holding} of {progress.wordings} wordings hold"
+        if progress.step:
+            held += f" after {progress.step} steps"
+        self._phases[-1].detail = held
+        if progress.step == 0:
+            self._line(f"{held} as merged")
 
     def _take(self, news: ShardNews) -> None:
         name = f"{news.memory}/{news.shard.index}"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 from pipeline.errors import ConfigError
 
 FILE_NAME = "ray_config.yaml"
+PAPER_DENSITY = 0.2  # arXiv:2405.14768, table 8
 
 
 class Section(BaseModel):
@@ -47,17 +48,28 @@ class ShardsSection(Section):
         80, gt=0, description="most edits one shard holds; k times so many fill a memory (docs/experiments.md)"
     )
     shards_per_memory: int = Field(2, gt=0, description="k: shards merged into one side memory; 2 in the paper")
-    density: float = Field(0.2, gt=0, le=1, description="ρ: share of the value matrix one shard may move")
+    density: float | Literal["auto"] = Field(
+        "auto", description="ρ: share of the value matrix one shard may move; auto: 0.2, less where k do not fit"
+    )
     masks: Literal["disjoint", "overlapping"] = Field("disjoint", description="paper: overlapping")
 
     @model_validator(mode="after")
     def disjoint_masks_fit(self) -> "ShardsSection":
-        if self.masks == "disjoint" and self.density * self.shards_per_memory > 1 + 1e-9:
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"density is a share above 0 and at most 1, not {self.density}")
+        if self.masks == "disjoint" and self.rho * self.shards_per_memory > 1 + 1e-9:
             raise ValueError(
                 f"{self.shards_per_memory} disjoint masks of density {self.density} do not fit into one matrix; "
                 "lower shards.density or shards.shards_per_memory, or set shards.masks to overlapping"
             )
         return self
+
+    @property
+    def rho(self) -> float:
+        """ρ as trained with: the paper's 0.2, or an even share of the matrix for more than five disjoint shards."""
+        if self.density != "auto":
+            return self.density
+        return min(PAPER_DENSITY, 1 / self.shards_per_memory) if self.masks == "disjoint" else PAPER_DENSITY
 
 
 class TrainingSection(Section):
@@ -65,9 +77,8 @@ class TrainingSection(Section):
     learning_rate: float = Field(2e-2, gt=0, description="of Adam, on ΔW in float32")
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
-    sibling_penalty: NonNegativeFloat | Literal["auto"] = Field(
-        "auto",
-        description="λ_s, on what the delta adds at its siblings' keys; auto: 1e-3 for ties, which needs it, else 0",
+    sibling_penalty: float = Field(
+        0.0, ge=0, description="λ_s, on what the delta adds at its siblings' keys; 1e-3 helps ties without polish"
     )
     prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
     prefix_tokens: int = Field(10, gt=0)
@@ -79,6 +90,10 @@ class MergeSection(Section):
     method: Literal["ties", "keyed"] = "keyed"
     ties_density: float = Field(1.0, gt=0, le=1, description="share of the trained entries that trim keeps")
     keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
+    polish_steps: int = Field(
+        200, ge=0, description="most optimiser steps on a merged memory whose edits do not all hold; 0: none"
+    )
+    polish_learning_rate: float = Field(5e-3, gt=0, description="of Adam, on the merged ΔW")
 
 
 class RouterSection(Section):
@@ -129,12 +144,6 @@ class Config(Section):
     round: RoundSection = RoundSection()
     resources: ResourcesSection = ResourcesSection()
     serve: ServeSection = ServeSection()
-
-    @property
-    def sibling_penalty(self) -> float:
-        """λ_s as trained with: Ties adds the shards up and needs them to keep off each other, `keyed` does not."""
-        wanted = self.training.sibling_penalty
-        return wanted if wanted != "auto" else 1e-3 if self.merge.method == "ties" else 0.0
 
     def digest(self, *sections: str) -> str:
         """Hash of the named sections: what is computed from them alone is found again by it."""

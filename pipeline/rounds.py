@@ -1,4 +1,4 @@
-"""One round: snapshot the edit log → plan shards → train → merge → evaluate → publish.
+"""One round: snapshot the edit log → plan shards → train → merge → polish → evaluate → publish.
 
 A round is a function of (log version, config, base model). Every step leaves immutable objects named by what they were
 computed from, so a round that was killed anywhere is simply run again: what is there is found, the rest is made, and
@@ -7,7 +7,7 @@ the release has the same bytes. The manifest comes last; until then the previous
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +19,14 @@ from pipeline.actors.cluster import connect
 from pipeline.actors.merger import start_merger
 from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
-from pipeline.actors.training_pool import Job, extract_shards, gpus_per_trainer, train_shards, trainers_at_once
+from pipeline.actors.training_pool import (
+    Job,
+    extract_shards,
+    gpus_per_trainer,
+    polish_memories,
+    train_shards,
+    trainers,
+)
 from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
 from pipeline.evaluation.gate import check_gate
@@ -31,14 +38,15 @@ from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, publish
 from pipeline.training.candidate import Candidate
 from pipeline.training.fit import Progress
-from pipeline.training.planning import Plan, ShardPlan, plan_round
+from pipeline.training.memory import find_memory
+from pipeline.training.planning import MemoryPlan, Plan, ShardPlan, plan_round
 from pipeline.training.shard_files import is_trained
 from pipeline.training.tokens import fits
 
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """plan, extract, train, merge, evaluate or publish begins; `detail` says how much there is to do, in words."""
+    """plan, extract, train, merge, polish, evaluate or publish begins; `detail` says how much there is to do."""
 
     name: str
     detail: str
@@ -55,7 +63,15 @@ class ShardNews:
     reused: bool = False
 
 
-Event = PhaseStarted | ShardNews
+@dataclass(frozen=True)
+class MemoryNews:
+    """How the wordings of a memory's edits hold while it is polished; step 0 is the memory as it was merged."""
+
+    memory: int
+    progress: Progress
+
+
+Event = PhaseStarted | ShardNews | MemoryNews
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ class _Diary:
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     finished: dict[str, Progress] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
+    polish: dict[int, list[Progress]] = field(default_factory=dict)  # of the memories polished now
 
     @contextmanager
     def phase(self, name: str, detail: str, *, shards: int = 0) -> Iterator[None]:
@@ -106,10 +123,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
         return RoundResult(release=standing, published=False, report={}, report_path=None)
     store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
-    activations, jobs = _extract(store, plan, config, diary)
-    _train(plan, jobs, activations, config, model, diary)
-    with diary.phase("merge", f"{len(plan.memories)} memories by {config.merge.method}"):
-        memories = _merge(plan, config)
+    memories = _make_memories(store, plan, config, model, diary)
     with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
         candidate, measured = _evaluate(plan, memories, config, parent)
     report = _report(plan, config, model, diary, candidate, measured)
@@ -140,8 +154,10 @@ def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
     )
 
 
-def _extract(store: ObjectStore, plan: Plan, config: Config, diary: _Diary) -> tuple[list[Any], list[Job]]:
-    """Activations of the shards that have no delta yet, and these shards."""
+def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: _Diary) -> list[ObjectRef]:
+    """Every memory of the plan as it will be served, in its order: found, or trained, merged and polished now."""
+    found = {memory.digest: find_memory(store, memory, config=config) for memory in plan.memories}
+    unfinished = [memory for memory in plan.memories if found[memory.digest] is None]
     jobs = []
     for index, memory in enumerate(plan.memories):
         for shard in memory.shards:
@@ -150,31 +166,64 @@ def _extract(store: ObjectStore, plan: Plan, config: Config, diary: _Diary) -> t
                 diary.observe(ShardNews(index, shard, None, reused=True))
             else:
                 jobs.append((memory, shard))
-    with diary.phase("extract", f"{sum(len(shard.edits) for _, shard in jobs)} edits"):
-        return extract_shards(jobs, config=config), jobs
+    to_train = {shard.digest for _, shard in jobs}
+    # Polishing looks at all edits of a memory, also at those of shards that an earlier run trained.
+    polished = unfinished if config.merge.polish_steps else []
+    shards = [
+        shard for memory in plan.memories for shard in memory.shards if memory in polished or shard.digest in to_train
+    ]
+    with diary.phase("extract", f"{sum(len(shard.edits) for shard in shards)} edits"):
+        activations = extract_shards(shards, config=config)
+    with trainers(config, model=model, most=max(len(jobs), len(polished))) as pool:
+        detail = f"{len(jobs)} of {sum(len(m.shards) for m in plan.memories)} shards"
+        with diary.phase("train", f"{detail}, {min(len(jobs), len(pool))} side by side", shards=len(jobs)):
+            _train(plan, pool, jobs, activations, diary)
+        with diary.phase("merge", f"{len(unfinished)} of {len(plan.memories)} memories by {config.merge.method}"):
+            merged = _merge(unfinished, config)
+        if polished:
+            with diary.phase("polish", f"at most {config.merge.polish_steps} steps a memory"):
+                merged = _polish(plan, pool, unfinished, merged, activations, diary)
+    found |= {memory.digest: reference for memory, reference in zip(unfinished, merged, strict=True)}
+    return [reference for memory in plan.memories if (reference := found[memory.digest]) is not None]
 
 
-def _train(
-    plan: Plan, jobs: Sequence[Job], activations: Sequence[Any], config: Config, model: Identity, diary: _Diary
-) -> None:
+def _train(plan: Plan, pool: Sequence[Any], jobs: Sequence[Job], activations: Mapping[str, Any], diary: _Diary) -> None:
     memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
-    at_once = min(len(jobs), trainers_at_once(config.resources, gpus=gpus_per_trainer(config.resources)))
-    detail = f"{len(jobs)} of {len(memory_of)} shards, {at_once} side by side"
-    with diary.phase("train", detail, shards=len(jobs)):
-        steps = train_shards(jobs, activations, config=config, fingerprint=model.fingerprint, layer=model.layer)
-        for step in steps:
-            if step.progress is not None:
-                curve = diary.losses.setdefault(step.shard.digest, [])
-                curve.append((step.progress.step, step.progress.loss))
-                diary.finished[step.shard.digest] = step.progress
-            diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
+    for step in train_shards(pool, jobs, activations):
+        if step.progress is not None:
+            curve = diary.losses.setdefault(step.shard.digest, [])
+            curve.append((step.progress.step, step.progress.loss))
+            diary.finished[step.shard.digest] = step.progress
+        diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
 
 
-def _merge(plan: Plan, config: Config) -> list[ObjectRef]:
+def _merge(memories: Sequence[MemoryPlan], config: Config) -> list[ObjectRef]:
+    if not memories:
+        return []
     merger = start_merger(config)
-    merged: list[ObjectRef] = [fetch(reference) for reference in [merger.merge.remote(m) for m in plan.memories]]
+    merged: list[ObjectRef] = [fetch(reference) for reference in [merger.merge.remote(m) for m in memories]]
     ray.kill(merger)
     return merged
+
+
+def _polish(
+    plan: Plan,
+    pool: Sequence[Any],
+    memories: Sequence[MemoryPlan],
+    merged: Sequence[ObjectRef],
+    activations: Mapping[str, Any],
+    diary: _Diary,
+) -> list[ObjectRef]:
+    index_of = {memory.digest: index for index, memory in enumerate(plan.memories)}
+    polished: dict[str, ObjectRef] = {}
+    for step in polish_memories(pool, memories, merged, activations):
+        index = index_of[step.memory.digest]
+        if isinstance(step.news, ObjectRef):
+            polished[step.memory.digest] = step.news
+        else:
+            diary.polish.setdefault(index, []).append(step.news)
+            diary.observe(MemoryNews(index, step.news))
+    return [polished[memory.digest] for memory in memories]
 
 
 def _evaluate(
@@ -232,6 +281,16 @@ def _report(
         "too_long": list(plan.too_long),
         "memories": len(plan.memories),
         "shards": shards,
+        "polish": [
+            {
+                "memory": index,
+                "steps": curve[-1].step,
+                "wordings": curve[-1].wordings,
+                "held_merged": curve[0].holding,
+                "held_polished": curve[-1].holding,
+            }
+            for index, curve in sorted(diary.polish.items())
+        ],
         "seconds": dict(diary.seconds),
         "routing": {"threshold": candidate.threshold, **asdict(candidate.calibration)},
         "measured": asdict(measured),

@@ -1,4 +1,4 @@
-"""Ray actor that trains one shard at a time with the suffix of the model."""
+"""Ray actor that trains one shard, or polishes one memory, at a time with the suffix of the model."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,8 +12,10 @@ from pipeline.config import Config
 from pipeline.models.base_model import model_folder
 from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
+from pipeline.storage.releases import ObjectRef
 from pipeline.training.activations import Activations
 from pipeline.training.fit import Progress
+from pipeline.training.memory import polish_memory
 from pipeline.training.planning import MemoryPlan, ShardPlan
 from pipeline.training.shard import train_shard
 
@@ -47,6 +49,12 @@ class ShardTrainer:
             fingerprint=self._fingerprint,
             layer=self._layer,
         )
+
+    def polish(
+        self, memory: MemoryPlan, merged: ObjectRef, *activations: Activations
+    ) -> Iterator[Progress | ObjectRef]:
+        """Streams progress; the last item says where the polished memory lies."""
+        yield from polish_memory(self._suffix, self._store, memory, merged, activations, config=self._config)
 
 
 def start_shard_trainer(config: Config, *, gpus: float, fingerprint: str, layer: int) -> Any:

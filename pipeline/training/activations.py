@@ -48,9 +48,10 @@ class Activations:
             past_mask_NP=self.past_mask_NP[index_B],
         )
 
-    def target_keys_MF(self) -> Tensor:
-        """A(x) at every token that predicts a target, padding left out."""
-        return self.keys_NTF[self.labels_NT != IGNORED]
+    def target_keys_MF(self, where_NT: Tensor | None = None) -> Tensor:
+        """A(x) at every token that predicts a target, padding left out; with `where_NT`, at those alone."""
+        targets_NT = self.labels_NT != IGNORED
+        return self.keys_NTF[targets_NT if where_NT is None else targets_NT & where_NT]
 
     def to(self, device: torch.device) -> "Activations":
         return Activations(
@@ -76,7 +77,11 @@ class PromptStates(NamedTuple):
 def extract(base: BaseModel, wordings: Sequence[Wording], *, batch: int = 64) -> Activations:
     """Activations of the wordings, in their order, float32 on the CPU. Batches of neighbours, so that the same wordings
     always meet in the same batch and give the same bytes."""
-    parts = [_extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)]
+    return joined([_extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)])
+
+
+def joined(parts: Sequence[Activations]) -> Activations:
+    """The wordings of all parts, one after another, padded alike."""
     T = max(part.labels_NT.shape[1] for part in parts)
     P = max(part.past_mask_NP.shape[1] for part in parts)
     padded = [_pad(part, T=T, P=P) for part in parts]

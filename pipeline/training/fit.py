@@ -27,7 +27,7 @@ class Progress:
     """After one pass over the wordings that did not hold yet."""
 
     step: int
-    loss: float  # mean nats per target over the wordings of this pass
+    loss: float  # mean nats per target over the wordings seen, each as it was when it was last looked at
     holding: int  # wordings below the stop loss
     wordings: int
 
@@ -41,16 +41,22 @@ def fit(
     sibling_penalty: float,
     training: TrainingSection,
     seed: int,
+    start_DF: Tensor | None = None,
 ) -> Iterator[Progress | Tensor]:
     """Yields Progress after every pass and at last ΔW (float32, D × F, zero outside the mask).
 
+    ΔW starts at zero, or at `start_DF`: then what holds there already is looked at first, and told as step 0.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
-    delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
+    delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device) if start_DF is None else start_DF.clone()
+    delta_DF.requires_grad_(True)
     optimiser = torch.optim.Adam([delta_DF], lr=training.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     losses_N = torch.full((len(activations),), float("inf"))
     step = 0
+    if start_DF is not None:
+        losses_N = _losses(suffix, activations, delta_DF, batch=training.batch_prompts)
+        yield _progress(step, losses_N, training.stop_loss)
     while step < training.max_steps:
         if bool((losses_N <= training.stop_loss).all()):
             # Later steps may have undone earlier wordings: look at all of them before saying that they hold.
@@ -68,18 +74,19 @@ def fit(
             optimiser.step()
             losses_N[chosen] = loss_B.detach().cpu()
             step += 1
-        if not bool(losses_N.isfinite().all()):
-            raise TrainingDiverged(
-                f"The loss became non-finite at step {step}; lower training.learning_rate, which is "
-                f"{training.learning_rate}."
-            )
-        yield Progress(
-            step=step,
-            loss=float(losses_N[order].mean()),
-            holding=int((losses_N <= training.stop_loss).sum()),
-            wordings=len(losses_N),
-        )
+            if not bool(losses_N[chosen].isfinite().all()):
+                raise TrainingDiverged(
+                    f"The loss became non-finite at step {step}; lower training.learning_rate, which is "
+                    f"{training.learning_rate}."
+                )
+        yield _progress(step, losses_N, training.stop_loss)
     yield delta_DF.detach()
+
+
+def _progress(step: int, losses_N: Tensor, stop_loss: float) -> Progress:
+    holding = int((losses_N <= stop_loss).sum())
+    seen_M = losses_N[losses_N.isfinite()]
+    return Progress(step=step, loss=float(seen_M.mean()), holding=holding, wordings=len(losses_N))
 
 
 def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Generator) -> Tensor:

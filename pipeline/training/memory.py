@@ -1,40 +1,43 @@
-"""Merge the shards of one memory: deltas from Parquet in, one side memory in Parquet out."""
+"""Merge the shards of one memory, look whether its edits hold in it, and train on where they do not.
+
+Merging is what lets shards train apart, and what costs edits: in one matrix they meet for the first time. So the merged
+memory is audited on all wordings of its edits, and those that do not hold get a second attempt, with as many that hold
+beside them: `polish`, a few steps of the suffix from the merged ΔW on, inside the union of the shards' masks. It is not
+in the paper; `merge.polish_steps: 0` leaves it out.
+"""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config import Config
 from pipeline.errors import CorruptObject
 from pipeline.storage.deltas import MemoryMetadata, SideMemory, decode_memory, encode_memory
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef
+from pipeline.training.activations import Activations, joined
+from pipeline.training.fit import Progress, fit
 from pipeline.training.planning import MemoryPlan
 from pipeline.training.shard_files import read_delta, read_keys
 from pipeline.wise.merge import METHODS, MergeInput
 
 
-def memory_path(memory: MemoryPlan, config: Config) -> str:
-    """Where the merged memory lies: named by its shards and by how they are merged."""
-    digest = hashlib.sha256(f"{memory.digest}{config.digest('merge')}".encode()).hexdigest()[:24]
-    return f"memories/{digest}.parquet"
+def find_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef | None:
+    """The memory as it is served, where an earlier round finished it."""
+    return _find(store, _path(memory, config, polished=config.merge.polish_steps > 0))
 
 
 def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef:
-    """The merged memory's place and checksum; merged now, or found from an earlier round. May be repeated."""
-    path = memory_path(memory, config)
-    if store.exists(path):
-        data = store.read(path)
-        try:
-            decode_memory(data)
-        except CorruptObject as error:
-            raise CorruptObject(
-                f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})"
-            ) from None
-        return ObjectRef(path=path, sha256=hashlib.sha256(data).hexdigest())
+    """Place and checksum of the merged, not yet polished memory; found, or merged now. May be repeated."""
+    path = _path(memory, config, polished=False)
+    found = _find(store, path)
+    if found is not None:
+        return found
     deltas, masks, metadata = zip(*(read_delta(store, shard) for shard in memory.shards), strict=True)
-    method = METHODS[config.merge.method]
-    merged_DF = method.merge(
+    merged_DF = METHODS[config.merge.method].merge(
         MergeInput(
             deltas_KDF=torch.stack(deltas),
             trained_KDF=torch.stack(masks),
@@ -57,3 +60,60 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
         matrix=merged_DF.numpy(),
     )
     return ObjectRef(path=path, sha256=store.put(path, encode_memory(side_memory)))
+
+
+def polish_memory(
+    suffix: PreTrainedModel,
+    store: ObjectStore,
+    memory: MemoryPlan,
+    merged: ObjectRef,
+    activations: Sequence[Activations],
+    *,
+    config: Config,
+) -> Iterator[Progress | ObjectRef]:
+    """Yields Progress, first of the merged memory as it is, and at last where the polished memory lies.
+
+    `activations`: of all the memory's shards, in any order. May be repeated and killed anywhere."""
+    side_memory = decode_memory(store.read(merged.path, sha256=merged.sha256))
+    device = suffix.device
+    for item in fit(
+        suffix,
+        joined(activations).to(device),
+        mask_DF=_trained(store, memory).to(device),
+        sibling_keys_MF=torch.zeros(0, side_memory.metadata.columns),
+        sibling_penalty=0.0,
+        training=config.training.model_copy(
+            update={"max_steps": config.merge.polish_steps, "learning_rate": config.merge.polish_learning_rate}
+        ),
+        seed=config.training.seed,
+        start_DF=torch.from_numpy(side_memory.matrix.copy()).to(device),
+    ):
+        if isinstance(item, Progress):
+            yield item
+        else:
+            polished = SideMemory(metadata=side_memory.metadata, matrix=item.cpu().numpy())
+            path = _path(memory, config, polished=True)
+            yield ObjectRef(path=path, sha256=store.put(path, encode_memory(polished)))
+
+
+def _trained(store: ObjectStore, memory: MemoryPlan) -> Tensor:
+    """D × F: the entries that any of the memory's shards could move."""
+    masks_KDF = torch.stack([read_delta(store, shard)[1] for shard in memory.shards])
+    return masks_KDF.any(dim=0)
+
+
+def _path(memory: MemoryPlan, config: Config, *, polished: bool) -> str:
+    """Named by the memory's shards and by how they are merged."""
+    digest = hashlib.sha256(f"{memory.digest}{config.digest('merge')}".encode()).hexdigest()[:24]
+    return f"memories/{digest}{'-polished' if polished else ''}.parquet"
+
+
+def _find(store: ObjectStore, path: str) -> ObjectRef | None:
+    if not store.exists(path):
+        return None
+    data = store.read(path)
+    try:
+        decode_memory(data)
+    except CorruptObject as error:
+        raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})") from None
+    return ObjectRef(path=path, sha256=hashlib.sha256(data).hexdigest())

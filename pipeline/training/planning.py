@@ -15,8 +15,8 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.storage.edit_log import LogEntry
 
-METHOD_VERSION = 1  # raise it when the same plan trains to other bytes or files: older shards are then not found
-RELEASE_VERSION = 1  # raise it when the same shards give another router or readout: the next round then publishes
+METHOD_VERSION = 2  # raise it when the same plan trains to other bytes or files: older shards are then not found
+RELEASE_VERSION = 2  # raise it when the same shards give another router or readout: the next round then publishes
 DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
 
 
@@ -76,7 +76,7 @@ def plan_round(
         layer,
         config.model.dtype,
         config.digest("shards", "training"),
-        config.sibling_penalty,
+        config.router.addressing,  # a memory trains where it will be read
     ]
     groups, too_long = _replay(history, capacity=capacity, fits=fits)
     memories = tuple(_memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory) for group in groups)

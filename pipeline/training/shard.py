@@ -11,6 +11,7 @@ from pipeline.models.base_model import BaseModel
 from pipeline.storage.deltas import DeltaMetadata
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
+from pipeline.training.addressing import read_matched
 from pipeline.training.fit import Progress, fit
 from pipeline.training.planning import MemoryPlan, ShardPlan
 from pipeline.training.shard_files import BareWording, read_keys, shard_mask, write_delta, write_keys, write_states
@@ -20,8 +21,8 @@ from pipeline.training.tokens import choose_prefixes, wordings
 def extract_shard(
     base: BaseModel, store: ObjectStore, shard: ShardPlan, *, prefix_pool: Sequence[str], config: Config
 ) -> Activations:
-    """Run the base model over every wording of the shard's edits; keys and states go to the store, and all that
-    training needs is returned. May be repeated: the same bytes are written again."""
+    """Run the base model over every wording of the shard's edits; the keys at which the memory will be read and the
+    states go to the store, and all that training needs is returned. May be repeated: the same bytes are written."""
     asked = [
         wordings(
             edit,
@@ -33,16 +34,19 @@ def extract_shard(
     ]
     flat = list(chain.from_iterable(asked))
     activations = extract(base, flat)
-    chosen = {kind: torch.tensor([wording.kind == kind for wording in flat]) for kind in ("bare", "chat", "prefixed")}
+    own_NT = torch.ones_like(activations.labels_NT, dtype=torch.bool)
+    if config.router.addressing == "matched":
+        activations, own_NT = read_matched(activations, asked)
+    kinds = {kind: torch.tensor([wording.kind == kind for wording in flat]) for kind in ("bare", "chat", "prefixed")}
     write_keys(
         store,
         shard,
         bare=[
             BareWording(target_ids=of_edit[0].target_ids, keys_TF=activations.select(row).target_keys_MF())
-            for of_edit, row in zip(asked, chosen["bare"].nonzero(), strict=True)
+            for of_edit, row in zip(asked, kinds["bare"].nonzero(), strict=True)
         ],
-        chat_MF=activations.select(chosen["chat"]).target_keys_MF(),
-        prefixed_MF=activations.select(chosen["prefixed"]).target_keys_MF(),
+        chat_MF=activations.target_keys_MF(own_NT & kinds["chat"][:, None]),
+        prefixed_MF=activations.target_keys_MF(own_NT & kinds["prefixed"][:, None]),
     )
     write_states(store, shard, activations.states_ND, wordings=[len(of_edit) for of_edit in asked])
     return activations
@@ -68,7 +72,7 @@ def train_shard(
         mask_index=shard.index,
         mask_count=len(memory.shards),
         masks=config.shards.masks,
-        density=config.shards.density,
+        density=config.shards.rho,
         dtype="float32",
         edits_digest=shard.digest,
         config_digest=config.digest("shards", "training"),
@@ -76,7 +80,7 @@ def train_shard(
         columns=activations.keys_NTF.shape[2],
     )
     sibling_keys_MF = torch.zeros(0, metadata.columns)
-    if config.sibling_penalty and len(memory.shards) > 1:
+    if config.training.sibling_penalty and len(memory.shards) > 1:
         others = [other for other in memory.shards if other.index != shard.index]
         sibling_keys_MF = torch.cat([read_keys(store, other, prefixed=False) for other in others])
     mask_DF = shard_mask(metadata)
@@ -86,7 +90,7 @@ def train_shard(
         activations.to(device),
         mask_DF=mask_DF.to(device),
         sibling_keys_MF=sibling_keys_MF.to(device),
-        sibling_penalty=config.sibling_penalty,
+        sibling_penalty=config.training.sibling_penalty,
         training=config.training,
         seed=config.training.seed + shard.index,
     ):

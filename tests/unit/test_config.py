@@ -71,10 +71,14 @@ def test_a_digest_changes_with_its_sections_and_with_no_other() -> None:
     assert load_config(overrides=["training.seed=1"]).digest("training") != plain.digest("training")
 
 
-def test_the_sibling_penalty_follows_the_merge_method_unless_it_is_set() -> None:
-    assert load_config().sibling_penalty == 0
-    assert load_config(overrides=["merge.method=ties"]).sibling_penalty == 1e-3
-    assert load_config(overrides=["merge.method=ties", "training.sibling_penalty=0.5"]).sibling_penalty == 0.5
+def test_rho_is_the_papers_unless_more_disjoint_shards_must_fit() -> None:
+    def rho(*overrides: str) -> float:
+        return load_config(overrides=[f"shards.{override}" for override in overrides]).shards.rho
+
+    assert rho() == rho("shards_per_memory=5") == 0.2
+    assert rho("shards_per_memory=8") == 1 / 8
+    assert rho("shards_per_memory=8", "masks=overlapping") == 0.2
+    assert rho("density=0.1") == 0.1
 
 
 def test_sections_are_frozen() -> None:

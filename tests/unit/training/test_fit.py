@@ -28,6 +28,7 @@ def train(
     training: TrainingSection = TRAINING,
     siblings: Tensor | None = None,
     penalty: float = 0,
+    start_DF: Tensor | None = None,
 ) -> tuple[list[Progress], Tensor, Tensor]:
     asked = [w for edit in EDITS for w in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)]
     mask = subspace_mask((32, 64), seed=1, shard=0, density=0.5, disjoint=True)
@@ -39,6 +40,7 @@ def train(
         sibling_penalty=penalty,
         training=training,
         seed=0,
+        start_DF=start_DF,
     )
     assert all(isinstance(item, Progress) for item in progress)
     assert isinstance(delta, Tensor)
@@ -78,6 +80,16 @@ def test_the_sibling_penalty_lowers_what_the_delta_says_at_other_shards_keys(
     free = train(base, model_folder, siblings=siblings, penalty=0)[1]
     kept_off = train(base, model_folder, siblings=siblings, penalty=0.1)[1]
     assert float((siblings @ kept_off.T).norm()) < 0.5 * float((siblings @ free.T).norm())
+
+
+def test_it_goes_on_from_what_holds_already(base: BaseModel, model_folder: Path) -> None:
+    _, learned_DF, _ = train(base, model_folder)
+    progress, kept_DF, _ = train(base, model_folder, start_DF=learned_DF)
+    assert (progress[0].step, progress[0].holding) == (0, 9)
+    assert torch.equal(kept_DF, learned_DF), "nothing was left to learn"
+    few = TRAINING.model_copy(update={"max_steps": 1})
+    first, *_, last = train(base, model_folder, training=few, start_DF=torch.zeros_like(learned_DF))[0]
+    assert (first.step, first.holding, last.step) == (0, 0, 1)
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(base: BaseModel, model_folder: Path) -> None:
