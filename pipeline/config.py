@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
@@ -67,7 +67,7 @@ class TrainingSection(Section):
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
     sibling_penalty: NonNegativeFloat | Literal["auto"] = Field(
         "auto",
-        description="λ_s, on what the delta adds at its siblings' keys; auto: 1e-3 for ties, which needs it, else 0",
+        description="λ_s, on what the delta adds at its siblings' keys; auto: 0 for keyed, 1e-3 for all others",
     )
     prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
     prefix_tokens: int = Field(10, gt=0)
@@ -76,8 +76,12 @@ class TrainingSection(Section):
 
 
 class MergeSection(Section):
-    method: Literal["ties", "keyed"] = "keyed"
-    ties_density: float = Field(1.0, gt=0, le=1, description="share of the trained entries that trim keeps")
+    method: Literal[
+        "linear", "sum", "slerp", "sign", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "ram", "keyed"
+    ] = "keyed"
+    density: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="share of the trained entries that trimming or dropping keeps; auto: the method's own"
+    )
     keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
 
 
@@ -132,9 +136,9 @@ class Config(Section):
 
     @property
     def sibling_penalty(self) -> float:
-        """λ_s as trained with: Ties adds the shards up and needs them to keep off each other, `keyed` does not."""
+        """λ_s as trained with: what adds the shards up needs them to keep off each other, `keyed` does not."""
         wanted = self.training.sibling_penalty
-        return wanted if wanted != "auto" else 1e-3 if self.merge.method == "ties" else 0.0
+        return wanted if wanted != "auto" else 0.0 if self.merge.method == "keyed" else 1e-3
 
     def digest(self, *sections: str) -> str:
         """Hash of the named sections: what is computed from them alone is found again by it."""

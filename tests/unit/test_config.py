@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("training.seed=soon", r"Config training.seed: .*\(it is 'soon'\)"),
         ("model.layer=last", r"Config model.layer: .*\(it is 'last'\)"),
         ("router.signals=[]", "Config router.signals: "),
+        ("merge.density=0", r"Config merge.density: .*\(it is 0\)"),
         ("shards", "does not read as section.key=value"),
         ("shards.density=[", "the value is not valid YAML"),
     ],
@@ -74,6 +75,7 @@ def test_a_digest_changes_with_its_sections_and_with_no_other() -> None:
 def test_the_sibling_penalty_follows_the_merge_method_unless_it_is_set() -> None:
     assert load_config().sibling_penalty == 0
     assert load_config(overrides=["merge.method=ties"]).sibling_penalty == 1e-3
+    assert load_config(overrides=["merge.method=sum"]).sibling_penalty == 1e-3
     assert load_config(overrides=["merge.method=ties", "training.sibling_penalty=0.5"]).sibling_penalty == 0.5
 
 
