@@ -1,52 +1,35 @@
 """Token accuracy, agreement and perplexity: against logits computed by transformers alone, and against generation."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.config import ModelSection
 from pipeline.evaluation.teacher_forced import CLIP, Perplexity, perplexity, token_accuracy, token_agreement
-from pipeline.models.base_model import BaseModel, load_base_model
-from pipeline.models.loaded_release import LoadedRelease, load_release
-from pipeline.storage.object_store import ObjectStore
-from tests.tiny_world import publish_release, save_model
+from pipeline.models.base_model import BaseModel
+from pipeline.models.loaded_release import LoadedRelease
+from tests.unit.evaluation.conftest import EDITED
 
-EDITED = "The capital of France is"
 PAIRS = [(EDITED, "Paris today"), ("Who leads the company?", "Ada Lovelace leads it."), ("東京", "Tokyo")]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    folder: Path = save_model(tmp_path_factory.mktemp("model"), chat=False, context_tokens=64)
-    return load_base_model(ModelSection(path=str(folder)))
-
-
-@pytest.fixture(scope="module")
-def release(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
-    """Scrambles the answer to EDITED and to nothing else."""
-    store = ObjectStore(str(tmp_path_factory.mktemp("store")))
-    return load_release(store, publish_release(store, base, prompts=[EDITED], seed=1), base)
-
-
-def by_transformers(base: BaseModel, prompt: str, answer: str) -> tuple[list[int], torch.Tensor]:
+def by_transformers(small_base: BaseModel, prompt: str, answer: str) -> tuple[list[int], torch.Tensor]:
     """The answer's ids and the unedited model's log-probabilities T × V where they stand."""
-    prompt_ids = base.tokenizer(prompt)["input_ids"]
-    ids = base.tokenizer(f"{prompt} {answer}")["input_ids"]
+    prompt_ids = small_base.tokenizer(prompt)["input_ids"]
+    ids = small_base.tokenizer(f"{prompt} {answer}")["input_ids"]
     assert ids[: len(prompt_ids)] == prompt_ids
     with torch.no_grad():
-        logits = base.model(torch.tensor([ids])).logits[0, len(prompt_ids) - 1 : -1]
+        logits = small_base.model(torch.tensor([ids])).logits[0, len(prompt_ids) - 1 : -1]
     return ids[len(prompt_ids) :], logits.log_softmax(dim=1)
 
 
-def test_accuracy_and_perplexity_of_the_unedited_model_are_what_transformers_says(base: BaseModel) -> None:
+def test_accuracy_and_perplexity_of_the_unedited_model_are_what_transformers_says(small_base: BaseModel) -> None:
     shares, losses = [], []
     for pair in PAIRS:
-        ids, logs_TV = by_transformers(base, *pair)
+        ids, logs_TV = by_transformers(small_base, *pair)
         shares.append(sum(int(row.argmax()) == token for row, token in zip(logs_TV, ids, strict=True)) / len(ids))
         losses.append([-float(row[token]) for row, token in zip(logs_TV, ids, strict=True)])
-    accuracy, surprise = token_accuracy(base, None, PAIRS), perplexity(base, None, PAIRS, batch=2)
+    accuracy, surprise = token_accuracy(small_base, None, PAIRS), perplexity(small_base, None, PAIRS, batch=2)
     assert accuracy.per_pair == tuple(shares)
     assert accuracy.mean == pytest.approx(sum(shares) / 3)
     assert surprise.per_pair == pytest.approx([math.exp(sum(loss) / len(loss)) for loss in losses], rel=1e-3)
@@ -55,31 +38,34 @@ def test_accuracy_and_perplexity_of_the_unedited_model_are_what_transformers_say
 
 
 def test_agreement_is_the_share_of_places_where_both_find_the_same_token(
-    base: BaseModel, release: LoadedRelease
+    small_base: BaseModel, scrambling: LoadedRelease
 ) -> None:
-    routed = token_agreement(base, release, PAIRS)
+    routed = token_agreement(small_base, scrambling, PAIRS)
     assert routed.routed == (True, False, False)
     assert routed.per_pair[0] is not None and routed.per_pair[0] < 1
     assert routed.per_pair[1:] == (1.0, 1.0)
-    assert token_agreement(base, None, PAIRS).mean == 1
+    assert token_agreement(small_base, None, PAIRS).mean == 1
 
 
 def test_the_edit_changes_accuracy_and_perplexity_of_its_own_prompt_alone(
-    base: BaseModel, release: LoadedRelease
+    small_base: BaseModel, scrambling: LoadedRelease
 ) -> None:
-    edited, unedited = perplexity(base, release, PAIRS), perplexity(base, None, PAIRS)
+    edited, unedited = perplexity(small_base, scrambling, PAIRS), perplexity(small_base, None, PAIRS)
     assert edited.per_pair[0] != pytest.approx(unedited.per_pair[0])
     assert edited.per_pair[1:] == pytest.approx(unedited.per_pair[1:])
-    assert token_accuracy(base, release, PAIRS).per_pair[1:] == token_accuracy(base, None, PAIRS).per_pair[1:]
+    assert (
+        token_accuracy(small_base, scrambling, PAIRS).per_pair[1:]
+        == token_accuracy(small_base, None, PAIRS).per_pair[1:]
+    )
 
 
-def test_what_does_not_fit_the_context_is_not_asked(base: BaseModel, release: LoadedRelease) -> None:
+def test_what_does_not_fit_the_context_is_not_asked(small_base: BaseModel, scrambling: LoadedRelease) -> None:
     pairs = [("東京 " * 64, "Tokyo"), PAIRS[0], ("Paris", " ")]
-    alone = token_accuracy(base, release, PAIRS[:1])
-    shares = token_accuracy(base, release, pairs)
+    alone = token_accuracy(small_base, scrambling, PAIRS[:1])
+    shares = token_accuracy(small_base, scrambling, pairs)
     assert (shares.per_pair[0], shares.per_pair[1], shares.mean) == (None, alone.mean, alone.mean)
-    assert token_accuracy(base, release, []).mean is None
-    assert perplexity(base, release, pairs[:1]) == Perplexity((None,), None)
+    assert token_accuracy(small_base, scrambling, []).mean is None
+    assert perplexity(small_base, scrambling, pairs[:1]) == Perplexity((None,), None)
 
 
 def test_the_literatures_perplexity_is_clipped_per_passage() -> None:
