@@ -151,7 +151,7 @@ def merge(name: str, given_: MergeInput) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), density=DENSITIES)
 def test_each_method_is_its_paper_entry_by_entry(name: str, seed: int, density: float) -> None:
     given_ = merge_input(seed, density=density)
@@ -207,7 +207,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_shards_keep_theirs(name: str
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_one_shard_at_density_one_is_the_identity(name: str, seed: int) -> None:
     given_ = merge_input(seed, shards=1)
@@ -215,14 +215,14 @@ def test_one_shard_at_density_one_is_the_identity(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), density=DENSITIES)
 def test_what_no_shard_could_move_stays_zero(name: str, seed: int, density: float) -> None:
     given_ = merge_input(seed, density=density)
     assert not METHODS[name].merge(given_)[~given_.trained_KDF.any(dim=0)].any()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_disjoint_shards_are_simply_added_or_shrunk_evenly(seed: int) -> None:
     given_ = merge_input(seed, disjoint=True)
@@ -239,6 +239,7 @@ def test_disjoint_mean_keeps_the_bits_of_disjoint_shards() -> None:
     assert torch.equal(disjoint_mean(deltas, elect_signs(deltas)), deltas.sum(dim=0))
 
 
+@settings(deadline=None)
 @given(angle=st.floats(0, math.pi - 0.01), first=st.floats(0.1, 9), second=st.floats(0.1, 9))
 def test_slerp_of_two_is_half_way_on_the_sphere(angle: float, first: float, second: float) -> None:
     """Shoemake's formula at t = 1/2 in plain trigonometry."""
