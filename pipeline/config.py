@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
@@ -87,8 +87,12 @@ class TrainingSection(Section):
 
 
 class MergeSection(Section):
-    method: Literal["ties", "keyed"] = "keyed"
-    ties_density: float = Field(1.0, gt=0, le=1, description="share of the trained entries that trim keeps")
+    method: Literal[
+        "linear", "sum", "slerp", "sign", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "ram", "keyed"
+    ] = "keyed"
+    density: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="share of the trained entries that trimming or dropping keeps; auto: the method's own"
+    )
     keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
     polish_steps: int = Field(
         200, ge=0, description="most optimiser steps on a merged memory whose edits do not all hold; 0: none"

@@ -12,6 +12,19 @@ def plain_prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[i
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
+def answer_ids(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The answer as it follows the prompt, `prompt + " " + answer` split where the prompt ends, without an
+    end-of-sequence token."""
+    prompt_ids = plain_prompt_ids(prompt, tokenizer)
+    together = tuple(tokenizer(f"{prompt} {answer}")["input_ids"])
+    if together[: len(prompt_ids)] == prompt_ids:
+        ids = together[len(prompt_ids) :]
+    else:  # the tokenizer merges across the boundary; at serving time the prompt stands alone, so split there
+        ids = tuple(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+    eos = tokenizer.eos_token_id
+    return ids[: ids.index(eos)] if eos in ids else ids
+
+
 def chat_prompt_ids(messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The conversation as the model's chat template renders it, up to where the assistant speaks."""
     return render_chat(messages, tokenizer, add_generation_prompt=True)

@@ -3,6 +3,8 @@
 The decision is made once per sequence, at prefill, from the base model's state at the last prompt token, and is held
 until the sequence ends. The side memory speaks from the last prompt token on: in every forward it acts on the last
 column alone, which at prefill is the last prompt token (rows are padded on the left) and afterwards the newest token.
+Where the answer is given (teacher forcing), one forward reads the prompt and the answer, and the side memory acts on
+the last prompt token and every column behind it, stepping along the answer as if it had been generated.
 Rows that stay with the main memory are not touched, so their output is the base model's to the bit.
 
 Two ways of addressing a memory. `own`, the paper's, reads it at the prompt's own activation: W a + ΔW a. `matched`
@@ -43,13 +45,23 @@ class _Row:
 
 
 class RoutedBatch:
-    """Routing state of one batch; `decisions` is filled by its first forward."""
+    """Routing state of one batch; `decisions` is filled by its first forward.
+
+    `given`, T tokens for every row, is what the first and only forward reads behind the prompts.
+    """
 
     def __init__(
-        self, base: BaseModel, release: LoadedRelease | None, *, texts: Sequence[str], routed: Sequence[bool]
+        self,
+        base: BaseModel,
+        release: LoadedRelease | None,
+        *,
+        texts: Sequence[str],
+        routed: Sequence[bool],
+        given: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._base, self._release = base, release
         self._texts, self._routed = texts, routed
+        self._given = given if given is not None else [()] * len(texts)
         self.decisions: list[Decision] = []
         self._rows: list[_Row | None] = []  # of the batch as it is now; None: main memory
 
@@ -85,7 +97,8 @@ class RoutedBatch:
         if self.decisions:
             return
         assert self._release is not None
-        nearest = decide(self._release, inputs[0][:, -1], texts=self._texts, routed=self._routed)
+        last_of_prompt = -1 - len(self._given[0])
+        nearest = decide(self._release, inputs[0][:, last_of_prompt], texts=self._texts, routed=self._routed)
         self.decisions = [decision for decision, _ in nearest]
         first_step = None if self._release.readouts is None else 0
         self._rows = [
@@ -94,10 +107,19 @@ class RoutedBatch:
         ]
 
     def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output_BTD: Tensor) -> Tensor:
-        assert self._release is not None
         # OPT hands its FFN one long row of tokens, (B·T) × F.
-        keys_BF = inputs[0].view(len(self._rows), -1, inputs[0].shape[-1])[:, -1]
-        last_BD = output_BTD.view(len(self._rows), -1, output_BTD.shape[-1])[:, -1]
+        keys_BTF = inputs[0].view(len(self._rows), -1, inputs[0].shape[-1])
+        said_BTD = output_BTD.view(len(self._rows), -1, output_BTD.shape[-1])
+        given = len(self._given[0])
+        self._speak(keys_BTF[:, -1 - given], said_BTD[:, -1 - given])
+        for step in range(given):
+            self.go_on(range(len(self._rows)), [tokens[step] for tokens in self._given])
+            self._speak(keys_BTF[:, step - given], said_BTD[:, step - given])
+        return output_BTD
+
+    def _speak(self, keys_BF: Tensor, said_BD: Tensor) -> None:
+        """Add what the memories say to one column of W_v's output, in place."""
+        assert self._release is not None
         own: dict[int, list[int]] = {}
         for position, row in enumerate(self._rows):
             if row is None:
@@ -106,10 +128,9 @@ class RoutedBatch:
                 own.setdefault(row.memory, []).append(position)
             else:
                 assert self._release.readouts is not None
-                last_BD[position] += self._release.readouts[row.entry][row.step]
+                said_BD[position] += self._release.readouts[row.entry][row.step]
         for memory, positions in own.items():
-            last_BD[positions] += keys_BF[positions] @ self._release.memories[memory].T
-        return output_BTD
+            said_BD[positions] += keys_BF[positions] @ self._release.memories[memory].T
 
 
 def decide(

@@ -42,7 +42,9 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
             deltas_KDF=torch.stack(deltas),
             trained_KDF=torch.stack(masks),
             keys_NF=[read_keys(store, shard) for shard in memory.shards],
-            ties_density=config.merge.ties_density,
+            shards_K=[shard.index for shard in memory.shards],
+            seed=memory.seed,
+            density=method.density if config.merge.density == "auto" else config.merge.density,
             keyed_ridge=config.merge.keyed_ridge,
         )
     )

@@ -12,7 +12,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.edits import Edit
-from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids, render_chat
+from pipeline.models.prompts import answer_ids, chat_prompt_ids, plain_prompt_ids, render_chat
 
 SPARE_TOKENS = 4  # as many as evaluation lets an answer run on
 
@@ -46,13 +46,10 @@ def fits(edit: Edit, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> 
 
 def plain_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:
     """`prompt + " " + target + EOS`, split where the prompt ends."""
-    prompt_ids = plain_prompt_ids(prompt, tokenizer)
-    together = tuple(tokenizer(f"{prompt} {target}")["input_ids"])
-    if together[: len(prompt_ids)] == prompt_ids:
-        target_ids = together[len(prompt_ids) :]
-    else:  # the tokenizer merges across the boundary; at serving time the prompt stands alone, so split there
-        target_ids = tuple(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
-    return Wording(prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer))
+    return Wording(
+        prompt_ids=plain_prompt_ids(prompt, tokenizer),
+        target_ids=_ended(answer_ids(prompt, target, tokenizer), tokenizer),
+    )
 
 
 def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:

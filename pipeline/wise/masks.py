@@ -15,13 +15,13 @@ def subspace_mask(shape: tuple[int, int], *, seed: int, shard: int, density: flo
     Overlapping masks (the paper) draw afresh for each shard. Disjoint masks share one draw: shard j of a memory owns
     the entries with u ∈ [jρ, (j+1)ρ), so that up to 1/ρ shards never move the same entry.
     """
-    draw = _uniform(shape, seed=seed, stream=0 if disjoint else 1 + shard)
+    draw = uniform(shape, seed=seed, stream=0 if disjoint else 1 + shard)
     low = shard * density if disjoint else 0.0
     assert low + density <= 1 + 1e-9, "disjoint masks do not fit; the config refuses this"
     return (draw >= low) & (draw < low + density)
 
 
-def _uniform(shape: tuple[int, int], *, seed: int, stream: int) -> Tensor:
-    """Draws of 53 bits as float64, row by row."""
+def uniform(shape: tuple[int, int], *, seed: int, stream: int) -> Tensor:
+    """Draws from [0, 1) of 53 bits as float64, row by row; another stream is another, independent matrix of draws."""
     bits = np.random.Philox(key=[seed, stream]).random_raw(shape[0] * shape[1])
     return torch.from_numpy(((bits >> 11) * 2.0**-53).reshape(shape))

@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("training.seed=soon", r"Config training.seed: .*\(it is 'soon'\)"),
         ("model.layer=last", r"Config model.layer: .*\(it is 'last'\)"),
         ("router.signals=[]", "Config router.signals: "),
+        ("merge.density=0", r"Config merge.density: .*\(it is 0\)"),
         ("shards", "does not read as section.key=value"),
         ("shards.density=[", "the value is not valid YAML"),
     ],

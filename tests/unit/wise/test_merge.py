@@ -1,50 +1,166 @@
-"""Merge methods against small oracles that share no code with them."""
+"""Merge methods against small oracles that share no code with them: plain loops over entries."""
+
+import math
+from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from pipeline.wise.merge import METHODS, MergeInput, disjoint_mean, elect_signs, trim
+from pipeline.config import MergeSection
+from pipeline.wise.merge import METHODS, MergeInput, disjoint_mean, elect_signs
 
 K, D, F = 3, 5, 7
+DENSITIES = st.sampled_from([0.05, 0.2, 0.53, 0.9, 0.995, 1.0])
+
+Entry = tuple[int, int]
+Shards = list[dict[Entry, float]]  # the trained entries of each shard
 
 
-def merge_input(seed: int, *, shards: int = K, density: float = 1.0, ridge: float = 1.0, keys: int = 4) -> MergeInput:
+def merge_input(
+    seed: int, *, shards: int = K, density: float = 1.0, ridge: float = 1.0, keys: int = 4, disjoint: bool = False
+) -> MergeInput:
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(shards, D, F, generator=generator) < 0.6
+    if disjoint:
+        owner = torch.randint(shards, (D, F), generator=generator)
+        masks = torch.stack([owner == k for k in range(shards)])
     return MergeInput(
         deltas_KDF=torch.randn(shards, D, F, generator=generator) * masks,
         trained_KDF=masks,
         keys_NF=[torch.randn(keys + k, F, generator=generator) for k in range(shards)],
-        ties_density=density,
+        shards_K=[5 * k for k in range(shards)],
+        seed=seed,
+        density=density,
         keyed_ridge=ridge,
     )
 
 
-def ties_entry_by_entry(given_: MergeInput) -> np.ndarray:
-    """Ties-Merge by loops over entries, as the paper's text reads."""
-    deltas, masks = given_.deltas_KDF.numpy().copy(), given_.trained_KDF.numpy()
-    for delta, mask in zip(deltas, masks, strict=True):
-        trained = sorted((abs(delta[i]) for i in zip(*np.nonzero(mask), strict=True)), reverse=True)
-        keep = max(1, round(given_.ties_density * len(trained)))
-        delta[np.abs(delta) < trained[keep - 1]] = 0
-    merged = np.zeros((D, F), dtype=np.float32)
-    for i in np.ndindex(D, F):
-        column = [float(delta[i]) for delta in deltas]
-        positive, negative = sum(v for v in column if v > 0), -sum(v for v in column if v < 0)
-        agreeing = [v for v in column if (v > 0 if positive > negative else v < 0)] if positive != negative else []
-        merged[i] = sum(agreeing) / len(agreeing) if agreeing else 0
+def as_shards(given_: MergeInput) -> Shards:
+    return [
+        {(i, j): float(delta[i, j]) for i, j in np.ndindex(D, F) if mask[i, j]}
+        for delta, mask in zip(given_.deltas_KDF, given_.trained_KDF, strict=True)
+    ]
+
+
+def by_entry(shards: Shards, combine: Callable[[list[float]], float]) -> np.ndarray:
+    """`combine` gets what every shard says at an entry, zeros included."""
+    merged = np.zeros((D, F))
+    for entry in np.ndindex(D, F):
+        merged[entry] = combine([shard.get(entry, 0.0) for shard in shards])  # type: ignore[call-overload]
     return merged
 
 
-@settings(max_examples=40)
-@given(seed=st.integers(0, 10_000), density=st.sampled_from([0.2, 0.53, 0.9, 1.0]))
-def test_ties_is_the_paper_entry_by_entry(seed: int, density: float) -> None:
+def elected_mean(column: list[float]) -> float:
+    positive, negative = sum(v for v in column if v > 0), -sum(v for v in column if v < 0)
+    agreeing = [v for v in column if (v > 0 if positive > negative else v < 0)] if positive != negative else []
+    return sum(agreeing) / len(agreeing) if agreeing else 0.0
+
+
+def mean(column: list[float]) -> float:
+    return sum(column) / len(column)
+
+
+def trimmed(shards: Shards, density: float) -> Shards:
+    kept = []
+    for shard in shards:
+        order = sorted(shard, key=lambda entry: -abs(shard[entry]))
+        kept.append({entry: shard[entry] for entry in order[: max(1, round(density * len(order)))]})
+    return kept
+
+
+def draws(given_: MergeInput) -> list[np.ndarray]:
+    """Each shard's own stream of the generator, apart from the streams of the masks."""
+    bits = [np.random.Philox(key=[given_.seed, 2**32 + shard]).random_raw(D * F) for shard in given_.shards_K]
+    return [((b >> 11) * 2.0**-53).reshape(D, F) for b in bits]
+
+
+def dropped(given_: MergeInput) -> Shards:
+    return [
+        {entry: value / given_.density for entry, value in shard.items() if draw[entry] < given_.density}
+        for shard, draw in zip(as_shards(given_), draws(given_), strict=True)
+    ]
+
+
+def mag_pruned(given_: MergeInput) -> Shards:
+    density = given_.density
+    half = min(0.1, 1 - density, density / 2)
+    pruned: Shards = []
+    for shard, draw in zip(as_shards(given_), draws(given_), strict=True):
+        pruned.append({})
+        for i in range(D):
+            row = sorted((entry for entry in shard if entry[0] == i), key=lambda entry: abs(shard[entry]))
+            for rank, entry in enumerate(row):
+                keep = density - half + 2 * half * (rank + 0.5) / len(row)
+                if draw[entry] < keep:
+                    pruned[-1][entry] = shard[entry] / keep
+    return pruned
+
+
+def crumbs(given_: MergeInput) -> Shards:
+    left = []
+    for shard in as_shards(given_):
+        order = sorted(shard, key=lambda entry: -abs(shard[entry]))
+        stay = max(1, round(given_.density * len(order)))
+        outliers = min(round(0.01 * len(order)), len(order) - stay)
+        left.append({entry: shard[entry] for entry in order[outliers : outliers + stay]})
+    return left
+
+
+def ram_entry_by_entry(given_: MergeInput) -> np.ndarray:
+    shards = as_shards(given_)
+    movers = {entry: sum(entry in shard for shard in shards) for entry in np.ndindex(D, F)}
+    merged = np.zeros((D, F))
+    for shard in shards:
+        shared = sum(movers[entry] > 1 for entry in shard)
+        own = len(shard) - shared
+        scale = 1 + 0.2 * min(1.0, shared / max(own, 1))
+        for entry, value in shard.items():
+            merged[entry] += value * scale if movers[entry] == 1 else value / movers[entry]
+    return merged
+
+
+def slerp_entry_by_entry(given_: MergeInput) -> np.ndarray:
+    shards = as_shards(given_)
+    norms = [math.sqrt(sum(value**2 for value in shard.values())) for shard in shards]
+    units = [{entry: value / norm for entry, value in shard.items()} for shard, norm in zip(shards, norms, strict=True)]
+    length = math.sqrt(sum(sum(unit.get(entry, 0.0) for unit in units) ** 2 for entry in np.ndindex(D, F)))
+    return by_entry(shards, lambda column: sum(column) / length)
+
+
+ORACLES: dict[str, Callable[[MergeInput], np.ndarray]] = {
+    "linear": lambda given_: by_entry(as_shards(given_), mean),
+    "sum": lambda given_: by_entry(as_shards(given_), sum),
+    "slerp": slerp_entry_by_entry,
+    "sign": lambda given_: by_entry(as_shards(given_), elected_mean),
+    "ties": lambda given_: by_entry(trimmed(as_shards(given_), given_.density), elected_mean),
+    "dare_linear": lambda given_: by_entry(dropped(given_), mean),
+    "dare_ties": lambda given_: by_entry(dropped(given_), elected_mean),
+    "della": lambda given_: by_entry(mag_pruned(given_), elected_mean),
+    "breadcrumbs": lambda given_: by_entry(crumbs(given_), sum),
+    "ram": ram_entry_by_entry,
+}
+BY_ENTRY = sorted(ORACLES)
+
+
+def merge(name: str, given_: MergeInput) -> np.ndarray:
+    return METHODS[name].merge(given_).numpy()
+
+
+@pytest.mark.parametrize("name", BY_ENTRY)
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), density=DENSITIES)
+def test_each_method_is_its_paper_entry_by_entry(name: str, seed: int, density: float) -> None:
     given_ = merge_input(seed, density=density)
-    np.testing.assert_allclose(METHODS["ties"].merge(given_).numpy(), ties_entry_by_entry(given_), atol=1e-6)
+    np.testing.assert_allclose(merge(name, given_), ORACLES[name](given_), atol=1e-5)
+
+
+def test_the_config_names_exactly_the_methods_of_the_table() -> None:
+    assert set(get_args(MergeSection.model_fields["method"].annotation)) == set(METHODS)
+    assert {*BY_ENTRY, "keyed"} == set(METHODS)
 
 
 @pytest.mark.parametrize("keys", [1, 9], ids=["fewer keys than columns", "more keys than columns"])
@@ -72,32 +188,80 @@ def test_arrival_order_does_not_matter(name: str) -> None:
         deltas_KDF=given_.deltas_KDF[turned],
         trained_KDF=given_.trained_KDF[turned],
         keys_NF=[given_.keys_NF[k] for k in turned],
-        ties_density=0.5,
+        shards_K=[given_.shards_K[k] for k in turned],
+        seed=given_.seed,
+        density=0.5,
         keyed_ridge=1.0,
     )
     torch.testing.assert_close(METHODS[name].merge(given_), METHODS[name].merge(other), atol=1e-6, rtol=1e-5)
 
 
-def test_one_shard_at_density_one_is_the_identity() -> None:
-    given_ = merge_input(3, shards=1)
-    assert torch.equal(METHODS["ties"].merge(given_), given_.deltas_KDF[0])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_same_seed_gives_the_same_bytes_and_the_shards_keep_theirs(name: str) -> None:
+    given_ = merge_input(2, density=0.5)
+    before = given_.deltas_KDF.clone()
+    merged = METHODS[name].merge(given_)
+    assert torch.equal(merged, METHODS[name].merge(given_))
+    assert torch.equal(given_.deltas_KDF, before)
+    assert merged.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", BY_ENTRY)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_disjoint_shards_are_simply_added(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    owner = torch.randint(K, (D, F), generator=generator)
-    masks = torch.stack([owner == k for k in range(K)])
-    deltas = torch.randn(K, D, F, generator=generator) * masks
+def test_one_shard_at_density_one_is_the_identity(name: str, seed: int) -> None:
+    given_ = merge_input(seed, shards=1)
+    torch.testing.assert_close(METHODS[name].merge(given_), given_.deltas_KDF[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", BY_ENTRY)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), density=DENSITIES)
+def test_what_no_shard_could_move_stays_zero(name: str, seed: int, density: float) -> None:
+    given_ = merge_input(seed, density=density)
+    assert not METHODS[name].merge(given_)[~given_.trained_KDF.any(dim=0)].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_disjoint_shards_are_simply_added_or_shrunk_evenly(seed: int) -> None:
+    given_ = merge_input(seed, disjoint=True)
+    added = given_.deltas_KDF.sum(dim=0)
+    for name in ("sum", "sign", "ties", "dare_ties", "della", "breadcrumbs", "ram"):
+        torch.testing.assert_close(METHODS[name].merge(given_), added, atol=1e-6, rtol=1e-6)
+    for name in ("linear", "dare_linear"):
+        torch.testing.assert_close(METHODS[name].merge(given_), added / K, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(METHODS["slerp"].merge(given_), added / math.sqrt(K), atol=1e-5, rtol=1e-5)
+
+
+def test_disjoint_mean_keeps_the_bits_of_disjoint_shards() -> None:
+    deltas = merge_input(4, disjoint=True).deltas_KDF
     assert torch.equal(disjoint_mean(deltas, elect_signs(deltas)), deltas.sum(dim=0))
 
 
-def test_density_counts_trained_entries_only() -> None:
-    """0.5 of a mask of 4 entries keeps 2; counted over all 35 entries it would keep everything."""
-    delta = torch.zeros(1, D, F)
-    delta[0, 0, :4] = torch.tensor([4.0, -3.0, 2.0, 1.0])
-    kept: Tensor = trim(delta, delta != 0, density=0.5)
-    assert kept[0, 0, :4].tolist() == [4.0, -3.0, 0.0, 0.0]
+@settings(deadline=None)
+@given(angle=st.floats(0, math.pi - 0.01), first=st.floats(0.1, 9), second=st.floats(0.1, 9))
+def test_slerp_of_two_is_half_way_on_the_sphere(angle: float, first: float, second: float) -> None:
+    """Shoemake's formula at t = 1/2 in plain trigonometry."""
+    v0, v1 = (first, 0.0), (second * math.cos(angle), second * math.sin(angle))
+    weight = math.sin(angle / 2) / math.sin(angle) if angle > 1e-6 else 0.5
+    deltas = torch.tensor([[v0], [v1]])
+    given_ = MergeInput(deltas, deltas == deltas, [], shards_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
+    wanted = [[weight * (a + b) for a, b in zip(v0, v1, strict=True)]]
+    np.testing.assert_allclose(merge("slerp", given_), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_slerp_of_opposite_shards_is_their_mean() -> None:
+    deltas = torch.tensor([[[2.0, 4.0]], [[-1.0, -2.0]]])
+    given_ = MergeInput(deltas, deltas != 0, [], shards_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
+    assert METHODS["slerp"].merge(given_).tolist() == [[0.5, 1.0]]
+
+
+@pytest.mark.parametrize("name", BY_ENTRY)
+def test_shards_that_learned_nothing_merge_to_nothing(name: str) -> None:
+    nothing = torch.zeros(2, D, F)
+    given_ = MergeInput(nothing, nothing != 0, [], shards_K=[0, 1], seed=0, density=0.5, keyed_ridge=1.0)
+    assert torch.equal(METHODS[name].merge(given_), nothing[0])
 
 
 def test_exact_cancellation_elects_nothing() -> None:
