@@ -44,7 +44,7 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
             keys_NF=[read_keys(store, shard) for shard in memory.shards],
             shards_K=[shard.index for shard in memory.shards],
             seed=memory.seed,
-            density=method.density if config.merge.density == "auto" else config.merge.density,
+            density=METHODS[config.merge.method].density if config.merge.density == "auto" else config.merge.density,
             keyed_ridge=config.merge.keyed_ridge,
         )
     )
