@@ -154,6 +154,10 @@ class Config(Section):
         chosen = self.model_dump(mode="json", include=set(sections))
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
+    def overridden(self, overrides: Sequence[str]) -> "Config":
+        """With `section.key=value` overrides on top; raises ConfigError like `load_config`."""
+        return _validated(self.model_dump(mode="json"), overrides)
+
 
 def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
     """Config from `path` (default: ./ray_config.yaml if there is one) with `section.key=value` overrides on top.
@@ -168,6 +172,10 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
         raise ConfigError(
             f"There is no config file at {file}; copy the repository's {FILE_NAME} there or leave out --config."
         )
+    return _validated(tree, overrides)
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
     for override in overrides:
         _apply(tree, override)
     try:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import BadEdit
 
+TUPLES = ("paraphrases", "locality", "out_of_scope")
 LocalityKind = Literal["same_subject", "same_relation", "unrelated"]
 
 
@@ -27,7 +28,8 @@ class LocalityPrompt(BaseModel):
 
 
 class Edit(BaseModel):
-    """One edit. `paraphrases` and `locality` are held out: they measure the edit and never train or calibrate it."""
+    """One edit. `paraphrases` and `locality` are held out: they measure the edit and never train or calibrate it.
+    `out_of_scope` is the opposite: texts no edit may answer, for the router to be calibrated on and never to be asked."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", ignored_types=(cached_property,))
 
@@ -38,6 +40,7 @@ class Edit(BaseModel):
     ground_truth: str | None = None
     paraphrases: tuple[str, ...] = ()
     locality: tuple[LocalityPrompt, ...] = ()
+    out_of_scope: tuple[str, ...] = ()
     author: str | None = None
 
     @field_validator("prompt", "target")
@@ -45,9 +48,9 @@ class Edit(BaseModel):
     def strip(cls, text: str) -> str:
         return text.strip()
 
-    @field_validator("paraphrases")
+    @field_validator("paraphrases", "out_of_scope")
     @classmethod
-    def no_blank_paraphrase(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+    def no_blank_text(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         if any(not text.strip() for text in texts):
             raise ValueError("one of them is empty")
         return texts
@@ -75,14 +78,16 @@ class Edit(BaseModel):
     @cached_property
     def edit_id(self) -> str:
         """What the edit says: the same content has the same id, whoever sent it; 128 bits in hex."""
-        return _digest(self.model_dump(mode="json", exclude={"author"}))
+        # Without what an edit does not have, so that a field of a later version changes no id that stores hold.
+        absent = set() if self.out_of_scope else {"out_of_scope"}
+        return _digest(self.model_dump(mode="json", exclude={"author"} | absent))
 
 
 def parse_edit(fields: object, *, max_prompt_chars: int, max_target_chars: int) -> Edit:
     """Edit from canonical field names. Raises BadEdit with the reason in words when a row cannot be accepted."""
     if not isinstance(fields, dict):
         raise BadEdit(f"the row is a {type(fields).__name__}, not an object with fields")
-    for name in ("paraphrases", "locality"):  # JSON has lists only; strict mode wants tuples
+    for name in TUPLES:  # JSON has lists only; strict mode wants tuples
         if isinstance(fields.get(name), list):
             fields = {**fields, name: tuple(fields[name])}
     try:
@@ -94,8 +99,10 @@ def parse_edit(fields: object, *, max_prompt_chars: int, max_target_chars: int) 
         raise BadEdit(f"{where}: {message}" if where else message) from None
     if len(edit.prompt) > max_prompt_chars:
         raise BadEdit(f"the prompt has {len(edit.prompt)} characters; the limit is {max_prompt_chars}")
-    held_out = [*edit.paraphrases, *(prompt.prompt for prompt in edit.locality), edit.subject or ""]
-    if (longest := max(map(len, held_out))) > max_prompt_chars:
+    locality = [prompt.prompt for prompt in edit.locality]
+    if (longest := max(map(len, [*edit.paraphrases, *locality, *edit.out_of_scope, edit.subject or ""]))) > (
+        max_prompt_chars
+    ):
         raise BadEdit(
             f"a paraphrase, locality prompt or subject has {longest} characters; the limit is {max_prompt_chars}"
         )

@@ -82,6 +82,7 @@ class RoundResult:
     published: bool
     report: dict[str, Any]
     report_path: str | None  # of report.html inside the store
+    measured: Measurement | None = None  # of the release published now
 
 
 @dataclass
@@ -136,7 +137,8 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     with diary.phase("publish", f"release {release.number}"):
         _publish(store, release)
     report |= {"outcome": "published", "release": release.number}
-    return RoundResult(release=release, published=True, report=report, report_path=_write_report(store, plan, report))
+    path = _write_report(store, plan, report)
+    return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)
 
 
 def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:

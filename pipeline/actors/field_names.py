@@ -25,11 +25,13 @@ LOCALITY = {
     "loc": "unrelated",
     "neighborhood_prompts": "same_relation",
 }
+# Texts to calibrate the router on; all that are present are taken.
+OUT_OF_SCOPE = ("out_of_scope", "loc_train")
 # ROME's CounterFact keeps the edit in an object of its own, with {} for the subject in the prompt.
 ROME = "requested_rewrite"
 
 # Names whose cell in a CSV file may hold a JSON list.
-LIST_NAMES = frozenset({*PARAPHRASES, *LOCALITY, "answers"})
+LIST_NAMES = frozenset({*PARAPHRASES, *LOCALITY, *OUT_OF_SCOPE, "answers"})
 PROMPT_NAMES = frozenset({*TEXTS["prompt"], ROME})
 
 
@@ -46,6 +48,7 @@ def canonical_fields(row: object) -> object:
     if "ground_truth" not in given and isinstance(given.get("answers"), list):
         fields["ground_truth"] = given["answers"][0] if given["answers"] else None
     fields["paraphrases"] = [text for name in PARAPHRASES for text in _listed(given.get(name))]
+    fields["out_of_scope"] = [text for name in OUT_OF_SCOPE for text in _listed(given.get(name))]
     fields["locality"] = [
         {"prompt": one, "kind": kind} if isinstance(one, str) else one
         for name, kind in LOCALITY.items()

@@ -10,6 +10,7 @@ import torch
 from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.evaluation.measure import Measurement, measure
+from pipeline.evaluation.study import Case, Study, study
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.loaded_release import load_release
 from pipeline.storage.object_store import open_store
@@ -54,6 +55,9 @@ class ModelWorker:
             most_edits=self._config.round.evaluate_edits,
             seed=self._config.training.seed,
         )
+
+    def study(self, release: Release, cases: Sequence[Case], measured: Measurement) -> Study:
+        return study(self._base, load_release(self._store, release, self._base), cases, measured)
 
 
 def start_model_worker(config: Config, *, gpus: float) -> Any:

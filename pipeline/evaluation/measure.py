@@ -43,6 +43,7 @@ class Measurement:
     locality: float | None
     locality_by_kind: dict[str, float]
     routed: dict[str, float]  # share routed to a side memory, per kind of question
+    asked: dict[str, int]  # how many questions, per kind
     failures: tuple[Failure, ...]
 
     @property
@@ -108,6 +109,7 @@ def measure(
         locality=_share(held for kind, all_held in right.items() if _is_locality(kind) for held in all_held),
         locality_by_kind={kind: share for kind, share in sorted(kinds.items()) if share is not None},
         routed={kind: share for kind, values in sorted(routed.items()) if (share := _share(values)) is not None},
+        asked={kind: len(values) for kind, values in sorted(routed.items())},
         failures=tuple(failures),
     )
 

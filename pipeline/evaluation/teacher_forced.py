@@ -72,6 +72,16 @@ def token_agreement(base: BaseModel, release: LoadedRelease | None, pairs: Pairs
     return _shares(same, edited)
 
 
+def token_confidence(
+    base: BaseModel, release: LoadedRelease | None, pairs: Pairs, *, above: float, batch: int = 32
+) -> TokenShares:
+    """Share of the answer's tokens that are given a probability above `above`: EasyEdit's measure on natural text about
+    an edit (temporal), there with 0.8 and over the whole text."""
+    answers = _force(base, release, _requests(base, pairs), batch=batch)
+    sure = [None if answer is None else (answer.log_probabilities_T > math.log(above)).tolist() for answer in answers]
+    return _shares(sure, answers)
+
+
 def perplexity(base: BaseModel, release: LoadedRelease | None, pairs: Pairs, *, batch: int = 32) -> Perplexity:
     """How surprised the routed model is by the answers, in the paper's measure for hallucination."""
     answers = _force(base, release, _requests(base, pairs), batch=batch)

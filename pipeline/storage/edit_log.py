@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from pydantic import ValidationError
 
-from pipeline.edits import Edit
+from pipeline.edits import TUPLES, Edit
 from pipeline.errors import CorruptObject, StoreError
 from pipeline.storage.batches import Batch, Counts, Rejection, SlotContent, plan_append
 from pipeline.storage.delta_table import CommitLost, commit, make_table, open_table, read_table, was_committed
@@ -225,7 +225,7 @@ def _entries(rows: pa.Table) -> list[LogEntry]:
 
 def _entry(row: dict[str, object]) -> LogEntry:
     try:
-        edit = Edit.model_validate(row | {name: tuple(row[name] or ()) for name in ("paraphrases", "locality")})  # type: ignore[arg-type]
+        edit = Edit.model_validate(row | {name: tuple(row[name] or ()) for name in TUPLES})  # type: ignore[arg-type]
     except ValidationError as error:
         raise CorruptObject(f"Entry {row['seq']} of the edit log does not read as an edit ({error}).") from error
     kept = {name: row[name] for name in ("seq", "source", "row", "batch_id", "ingested_at")}

@@ -21,6 +21,7 @@ EDITS = pa.schema(
         pa.field("ground_truth", pa.string()),
         pa.field("paraphrases", pa.list_(pa.string())),
         pa.field("locality", pa.list_(pa.struct([("prompt", pa.string()), ("kind", pa.string())]))),
+        pa.field("out_of_scope", pa.list_(pa.string())),
         pa.field("author", pa.string()),
         pa.field("source", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),

@@ -44,7 +44,11 @@ def assemble(
         base,
         entries,
         states,
-        unrelated=[*texts, *cut_short(texts, seed=config.training.seed)],
+        unrelated=[
+            *texts,
+            *cut_short(texts, seed=config.training.seed),
+            *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
+        ],
         section=config.router,
         seed=config.training.seed,
     )
