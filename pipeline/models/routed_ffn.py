@@ -9,17 +9,22 @@ Two ways of addressing a memory. `own`, the paper's, reads it at the prompt's ow
 reads it where the matched edit was written: W a + ΔW a_edit,t at the t-th answer position, so the edit's effect does
 not depend on how differently it is asked. It holds as long as the answer follows the edit's target; a sequence that
 leaves it goes on with `own`.
+
+Releases made by the paper's procedure differ twice: Δ_act decides (`wise/activation.py`), inside the same forward,
+since A(x) lies before W_v; and the side memory speaks on the whole routed prompt.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.value_matrix import block, value_module
+from pipeline.wise.activation import activations_of_memories, choose_memory
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Decision:
     memory: int | None = None  # index of the side memory; None is the main memory
     edit_id: str | None = None  # nearest edit, also when the main memory answers
     similarity: float = 0.0  # cosine of whitened states, -1 to 1
-    score: float = 0.0  # logit of the scope scorer
+    score: float = 0.0  # logit of the scope scorer, or Δ_act
     threshold: float = 0.0  # the score must exceed it
 
 
@@ -46,10 +51,17 @@ class RoutedBatch:
     """Routing state of one batch; `decisions` is filled by its first forward."""
 
     def __init__(
-        self, base: BaseModel, release: LoadedRelease | None, *, texts: Sequence[str], routed: Sequence[bool]
+        self,
+        base: BaseModel,
+        release: LoadedRelease | None,
+        *,
+        texts: Sequence[str],
+        routed: Sequence[bool],
+        prompt_tokens: Sequence[int] | None = None,
     ) -> None:
+        """`prompt_tokens`: the length of each prompt, padded on the left; None: no row is padded."""
         self._base, self._release = base, release
-        self._texts, self._routed = texts, routed
+        self._texts, self._routed, self._prompt_tokens = texts, routed, prompt_tokens
         self.decisions: list[Decision] = []
         self._rows: list[_Row | None] = []  # of the batch as it is now; None: main memory
 
@@ -82,9 +94,9 @@ class RoutedBatch:
                 row.step = row.step + 1 if follows else None
 
     def _decide(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self.decisions:
-            return
         assert self._release is not None
+        if self.decisions or self._release.thresholds is not None:
+            return
         nearest = decide(self._release, inputs[0][:, -1], texts=self._texts, routed=self._routed)
         self.decisions = [decision for decision, _ in nearest]
         first_step = None if self._release.readouts is None else 0
@@ -93,11 +105,14 @@ class RoutedBatch:
             for decision, entry in nearest
         ]
 
-    def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output_BTD: Tensor) -> Tensor:
+    def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert self._release is not None
+        if not self.decisions:
+            self._decide_by_activation(inputs[0].view(len(self._texts), -1, inputs[0].shape[-1]))
         # OPT hands its FFN one long row of tokens, (B·T) × F.
-        keys_BF = inputs[0].view(len(self._rows), -1, inputs[0].shape[-1])[:, -1]
-        last_BD = output_BTD.view(len(self._rows), -1, output_BTD.shape[-1])[:, -1]
+        spoken = slice(None) if self._release.whole_prompt else slice(-1, None)
+        keys_BSF = inputs[0].view(len(self._rows), -1, inputs[0].shape[-1])[:, spoken]
+        output_BSD = output.view(len(self._rows), -1, output.shape[-1])[:, spoken]
         own: dict[int, list[int]] = {}
         for position, row in enumerate(self._rows):
             if row is None:
@@ -106,10 +121,29 @@ class RoutedBatch:
                 own.setdefault(row.memory, []).append(position)
             else:
                 assert self._release.readouts is not None
-                last_BD[position] += self._release.readouts[row.entry][row.step]
+                output_BSD[position, -1] += self._release.readouts[row.entry][row.step]
         for memory, positions in own.items():
-            last_BD[positions] += keys_BF[positions] @ self._release.memories[memory].T
-        return output_BTD
+            output_BSD[positions] += keys_BSF[positions] @ self._release.memories[memory].T
+        return output
+
+    def _decide_by_activation(self, keys_BTF: Tensor) -> None:
+        """The paper's routing. No edit is matched, so there is none to name."""
+        release = self._release
+        assert release is not None and release.thresholds is not None
+        columns_T = torch.arange(keys_BTF.shape[1], device=keys_BTF.device)
+        lengths = self._prompt_tokens or [keys_BTF.shape[1]] * len(keys_BTF)
+        prompt_BT = columns_T >= keys_BTF.shape[1] - torch.tensor(lengths, device=keys_BTF.device)[:, None]
+        strengths_BM = activations_of_memories(keys_BTF, release.memories, prompt_BT)
+        thresholds_M = torch.tensor(release.thresholds, device=keys_BTF.device)
+        chosen_B, passes_B = choose_memory(strengths_BM, thresholds_M)
+        for strengths_M, allowed, memory, passes in zip(
+            strengths_BM.tolist(), self._routed, chosen_B.tolist(), passes_B.tolist(), strict=True
+        ):
+            decision = Decision(
+                memory=memory if passes else None, score=strengths_M[memory], threshold=release.thresholds[memory]
+            )
+            self.decisions.append(decision if allowed else Decision())
+            self._rows.append(_Row(memory=memory, entry=-1, step=None) if passes and allowed else None)
 
 
 def decide(
