@@ -57,9 +57,9 @@ def fit_paper(
     past: list[Activations] = []
     threshold, step, holding, seen = float("inf"), 0, 0, 0
     for edit in stream.edits():
-        before = float("inf")
+        before, beside = float("inf"), next(unrelated)
         for _ in range(training.max_steps):
-            loss = _loss(suffix, edit, next(unrelated), delta_DF, training)
+            loss = _loss(suffix, edit, beside, delta_DF, training)
             if training.replay and past:
                 loss = loss + _replay(rng.choice(past), delta_DF, training)
             now = float(loss.detach())
