@@ -1,8 +1,9 @@
 """`wiseline evaluate`: how well edits of a data set hold on a model, by the code of a real round."""
 
+import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.evaluation_sets import EvaluationSet
     from pipeline.evaluation.measure import Measurement
 
+SWEEP_FOLDER = Path("sweep")
 OPEN_GATE = ("round.min_reliability=0", "round.min_generalization=0", "round.min_locality=0")
 
 
@@ -50,8 +52,12 @@ def evaluate_command(
     router: Annotated[str | None, typer.Option(help="scope or activation.", metavar="NAME")] = None,
     shards: Annotated[int | None, typer.Option(help="K; by default as many as the config fills.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of prefixes, masks and batches.")] = 0,
-    sweep: Annotated[bool, typer.Option("--sweep", help="T = 1, 10, 100, 1000 edits, and write tables and a plot.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for --sweep's results.md, results.csv and results.svg.")] = Path("sweep"),
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="T = 1, 10, 100, 1000 edits, and write tables and a plot.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for what --sweep writes: results.md, results.csv, results.svg.")
+    ] = SWEEP_FOLDER,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_line: JsonOption = False,
@@ -91,30 +97,37 @@ def evaluate(setting: Setting, edits: Path, *, format: str = "auto", n: int | No
     limits = load_config(setting.config, overrides=setting.overrides).edits
     chosen = read_evaluation_set(edits, format=format, n=n, limits=limits)
     with tempfile.TemporaryDirectory(prefix="wiseline-evaluate-") as folder:
-        config = settled(setting, edits=len(chosen.edits), store=Path(folder) / "store")
+        config = settled(
+            setting,
+            edits=len(chosen.edits),
+            store=Path(folder) / "store",
+            out_of_scope=[text for edit in chosen.edits for text in edit.out_of_scope],
+        )
         return _evaluate_in(Path(folder), config, chosen, setting)
 
 
-def settled(setting: Setting, *, edits: int, store: Path) -> Config:
+def settled(setting: Setting, *, edits: int, store: Path, out_of_scope: Sequence[str] = ()) -> Config:
     """The config of this evaluation: the user's, then the preset, then what the options say."""
     from pipeline.errors import ConfigError
     from pipeline.presets import apply_preset
 
     if setting.variant not in ("merge", "retrieve"):
         raise ConfigError(f"--variant {setting.variant!r} is unknown; it is merge or retrieve.")
-    if setting.preset not in ("default", "paper"):
-        raise ConfigError(f"--preset {setting.preset!r} is unknown; it is default or paper.")
     asked = [f"model.path={setting.model}", f"store.uri={store}", f"training.seed={setting.seed}"]
     asked += [f"round.evaluate_edits={edits}", *OPEN_GATE]
     config = apply_preset(
-        load_config(setting.config, overrides=[*setting.overrides, *asked]), setting.preset, model_path=str(setting.model)
+        load_config(setting.config, overrides=[*setting.overrides, *asked]),
+        setting.preset,
+        model_path=str(setting.model),
     )
-    # --set says the last word over the preset.
     changed = _layout(config, setting, edits=edits)
     if setting.merge:
         changed.append(f"merge.method={setting.merge.replace('-', '_')}")
     if setting.router:
         changed.append(f"router.method={setting.router}")
+    if setting.preset == "paper" and out_of_scope:  # the paper's x_i; without any, text the base model writes
+        changed.append(f"training.unrelated_prompts={json.dumps(out_of_scope)}")
+    # What --set says stands over the preset.
     return config.overridden([*changed, *setting.overrides, *asked])
 
 
@@ -209,7 +222,9 @@ def show_result(result: Mapping[str, Any]) -> None:
     )
     console.print("Reliability by age, oldest first: " + "  ".join(_shown(share) for share in result["retention"]))
     if result["ood"] is not None:
-        console.print(f"Passages: sure of {_shown(result['ood'])} of the tokens, unedited {_shown(result['ood_unedited'])}")
+        console.print(
+            f"Passages: sure of {_shown(result['ood'])} of the tokens, unedited {_shown(result['ood_unedited'])}"
+        )
     if result["perplexity"] is not None:
         console.print(
             f"Perplexity of the targets: {result['perplexity']:.2f}, unedited {result['perplexity_unedited']:.2f}"
@@ -219,12 +234,11 @@ def show_result(result: Mapping[str, Any]) -> None:
     size = result["bytes_per_edit"]
     console.print(f"{size['served'] / 1024:.0f} KiB served and {size['stored'] / 1024:.0f} KiB stored per edit")
     console.print(
-        f"{result['n']} edits in {result['shards']} shards and {result['memories']} memories, {result['preset']} preset, "
-        f"{result['merge']}, router {result['router']}, seed {result['seed']}",
+        f"{result['n']} edits in {result['shards']} shards and {result['memories']} memories, "
+        f"{result['preset']} preset, {result['merge']}, router {result['router']}, seed {result['seed']}",
         style="dim",
     )
 
 
 def _shown(share: float | None) -> str:
     return "-" if share is None else f"{share:.3f}"
-

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pipeline.actors.field_names import canonical_fields
 from pipeline.actors.row_formats import read_rows
@@ -13,8 +13,7 @@ from pipeline.edits import Edit, LocalityKind, LocalityPrompt, parse_edit
 from pipeline.errors import BadEdit, ConfigError, NotFound
 from pipeline.evaluation.study import Case
 
-Format = Literal["auto", "zsre", "counterfact", "hallucination", "temporal", "jsonl"]
-NAMES: tuple[str, ...] = get_args(Format)
+FORMATS = ("auto", "zsre", "counterfact", "hallucination", "temporal", "jsonl")
 
 # Where a data set gives the true answer to its locality prompts.
 LOCALITY_ANSWERS = {"loc": "loc_ans", "locality_prompt": "locality_ground_truth", "loc_prompt": "loc_answer"}
@@ -33,10 +32,10 @@ class EvaluationSet:
     refused: int
 
 
-def read_evaluation_set(file: Path, *, format: Format, n: int | None, limits: EditsSection) -> EvaluationSet:
+def read_evaluation_set(file: Path, *, format: str, n: int | None, limits: EditsSection) -> EvaluationSet:
     """Raises NotFound, CorruptObject or StoreError about the file, and ConfigError where no row of it is an edit."""
-    if format not in NAMES:
-        raise ConfigError(f"--format {format!r} is unknown; it is one of {', '.join(NAMES)}.")
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format!r} is unknown; it is one of {', '.join(FORMATS)}.")
     try:
         with file.open("rb") as opened:
             rows = [json.loads(row.text) for row in read_rows(str(file), opened) if not row.problem]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -73,8 +73,11 @@ class ShardsSection(Section):
 
 
 class TrainingSection(Section):
-    max_steps: int = Field(400, gt=0)
-    learning_rate: float = Field(2e-2, gt=0, description="of Adam, on ΔW in float32")
+    procedure: Literal["default", "paper"] = Field(
+        "default", description="paper: one edit after another by SGD, with the margin loss (docs: pipeline/presets.py)"
+    )
+    max_steps: int = Field(400, gt=0, description="per shard; with procedure paper per edit")
+    learning_rate: float = Field(2e-2, gt=0, description="of Adam (procedure paper: SGD), on ΔW in float32")
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
     sibling_penalty: float = Field(
@@ -82,6 +85,14 @@ class TrainingSection(Section):
     )
     prefixes: int = Field(4, ge=0, description="generated context prefixes per edit")
     prefix_tokens: int = Field(10, gt=0)
+    unrelated_prompts: tuple[str, ...] = Field(
+        (), description="prompts that no edit may touch; empty: text the base model writes (procedure paper)"
+    )
+    margins: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        (5.0, 20.0, 10.0), description="α, β, γ of the margin loss (procedure paper)"
+    )
+    clamp: float = Field(1.0, gt=0, description="largest |ΔW| of one entry (procedure paper)")
+    replay: bool = Field(False, description="the paper's appendix B.3: past edits of a shard keep their margin")
     seed: int = 0
     threads: int = Field(1, gt=0, description="CPU threads per actor; sums, and so the last bits, depend on it")
 
@@ -101,11 +112,23 @@ class MergeSection(Section):
 
 
 class RouterSection(Section):
+    method: Literal["scope", "activation"] = Field(
+        "scope", description="activation: the paper's Δ_act > ε; it names no edit, so it needs addressing own"
+    )
+    activation_ratio: float = Field(
+        1.0, gt=0, description="of the smallest Δ_act among the edits, what ε is; the authors' code: 0.88"
+    )
     signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
     false_positive_rate: float = Field(0.005, gt=0, lt=1)
     addressing: Literal["matched", "own"] = Field(
         "matched", description="read the side memory at the matched edit's keys, or at the prompt's own as in the paper"
     )
+
+    @model_validator(mode="after")
+    def addressing_can_be_had(self) -> "RouterSection":
+        if self.method == "activation" and self.addressing == "matched":
+            raise ValueError("activation routing names no edit to read the side memory at; set addressing to own")
+        return self
 
 
 class RoundSection(Section):

@@ -29,7 +29,7 @@ class LocalityPrompt(BaseModel):
 
 class Edit(BaseModel):
     """One edit. `paraphrases` and `locality` are held out: they measure the edit and never train or calibrate it.
-    `out_of_scope` is the opposite: texts no edit may answer, for the router to be calibrated on and never to be asked."""
+    `out_of_scope` are texts no edit may answer: the router is calibrated on them, and nothing is measured on them."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", ignored_types=(cached_property,))
 

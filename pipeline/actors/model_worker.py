@@ -18,6 +18,7 @@ from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.activations import Activations
 from pipeline.training.candidate import Candidate, assemble
 from pipeline.training.contexts import generate_texts
+from pipeline.training.edit_stream import EditStream
 from pipeline.training.planning import Plan, ShardPlan
 from pipeline.training.shard import extract_shard
 
@@ -39,10 +40,10 @@ class ModelWorker:
         training = self._config.training
         return generate_texts(self._base, tokens=training.prefix_tokens, seed=training.seed)
 
-    def extract(self, shard: ShardPlan) -> tuple[Activations, int]:
-        """The activations, and apart from them how many wordings they hold."""
-        activations = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
-        return activations, len(activations)
+    def extract(self, shard: ShardPlan) -> tuple[Activations | EditStream, int]:
+        """What the shard's trainer needs, and apart from it how many wordings it holds."""
+        extracted = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
+        return extracted, len(extracted)
 
     def assemble(self, plan: Plan, memories: Sequence[ObjectRef], parent: int | None) -> Candidate:
         return assemble(self._base, self._store, plan, memories, texts=self._texts, config=self._config, parent=parent)

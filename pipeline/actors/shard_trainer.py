@@ -14,6 +14,7 @@ from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import ObjectRef
 from pipeline.training.activations import Activations
+from pipeline.training.edit_stream import EditStream
 from pipeline.training.fit import Progress
 from pipeline.training.memory import polish_memory
 from pipeline.training.planning import MemoryPlan, ShardPlan
@@ -37,14 +38,14 @@ class ShardTrainer:
     def ready(self) -> None:
         """Answers when the actor has a place in the cluster."""
 
-    def train(self, memory: MemoryPlan, shard: ShardPlan, activations: Activations) -> Iterator[Progress]:
+    def train(self, memory: MemoryPlan, shard: ShardPlan, extracted: Activations | EditStream) -> Iterator[Progress]:
         """Streams progress; when the stream ends, the delta is in the store."""
         yield from train_shard(
             self._suffix,
             self._store,
             memory,
             shard,
-            activations,
+            extracted,
             config=self._config,
             fingerprint=self._fingerprint,
             layer=self._layer,

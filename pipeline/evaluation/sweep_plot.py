@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-SCORES = {"rel_em": ("reliability", "#3b6fb6"), "gen_em": ("generalization", "#c4622d"), "loc_em": ("locality", "#3f8f5b")}
+SCORES = {
+    "rel_em": ("reliability", "#3b6fb6"),
+    "gen_em": ("generalization", "#c4622d"),
+    "loc_em": ("locality", "#3f8f5b"),
+}
 PANEL_WIDTH, PANEL_HEIGHT = 220, 150
 LEFT, TOP, RIGHT, BOTTOM = 34, 26, 12, 26  # around the area inside a panel's axes
 
@@ -25,7 +29,9 @@ def sweep_plot(rows: Sequence[Mapping[str, Any]]) -> str:
         body.append(f'<g transform="translate({index * PANEL_WIDTH} 0)">{_panel(name, of_panel, steps, span)}</g>')
     for index, (label, colour) in enumerate(SCORES.values()):
         x = LEFT + index * 130
-        body.append(f'<line x1="{x}" y1="{height - 10}" x2="{x + 16}" y2="{height - 10}" stroke="{colour}" stroke-width="2"/>')
+        body.append(
+            f'<line x1="{x}" y1="{height - 10}" x2="{x + 16}" y2="{height - 10}" stroke="{colour}" stroke-width="2"/>'
+        )
         body.append(f'<text x="{x + 21}" y="{height - 6}">{label}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '

@@ -29,6 +29,8 @@ class LoadedRelease:
     entries: tuple[BankEntry, ...] = field(repr=False)
     # Per entry ΔW·A_t, T × D: what its memory says at the edit's own keys. None: read at the prompt's own keys.
     readouts: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    thresholds: tuple[float, ...] | None = None  # ε of each memory: activation routing. None: the router decides
+    whole_prompt: bool = False  # memories act on every token of a routed prompt, not on its last one alone
 
     @cached_property
     def subjects(self) -> SubjectTable:
@@ -67,6 +69,8 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
         router=router,
         entries=tuple(entries),
         readouts=readouts,
+        thresholds=release.thresholds,
+        whole_prompt=release.whole_prompt,
     )
 
 

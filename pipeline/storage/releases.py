@@ -47,6 +47,8 @@ class Release(BaseModel):
     router: ObjectRef
     bank: ObjectRef
     readouts: ObjectRef | None = None  # what the memories say at every edit's own keys, for matched addressing
+    thresholds: tuple[FiniteFloat, ...] | None = None  # ε of each memory, for activation routing; None: by the router
+    whole_prompt: bool = False  # memories act on the whole routed prompt, not from its last token on
     edits: int
     scores: dict[str, FiniteFloat] = {}
     restores: int | None = None

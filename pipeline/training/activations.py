@@ -3,7 +3,8 @@
 One ordinary forward of the frozen model over prompt + target gives, at the tokens that predict the target (the last
 prompt token and every target token but the last), the key activation A(x) entering W_v of layer L and the residual
 stream leaving the layer; and, for the layers above, the prompt's keys and values. None of it changes during training,
-because the side memory acts only from the last prompt token on.
+because the side memory acts only from the last prompt token on. The paper's procedure acts on the whole prompt: with
+`whole_prompt` every prompt token is treated like a target token that is not predicted, and there is no past.
 """
 
 from collections.abc import Sequence
@@ -74,10 +75,14 @@ class PromptStates(NamedTuple):
 
 
 @torch.no_grad()
-def extract(base: BaseModel, wordings: Sequence[Wording], *, batch: int = 64) -> Activations:
+def extract(
+    base: BaseModel, wordings: Sequence[Wording], *, whole_prompt: bool = False, batch: int = 64
+) -> Activations:
     """Activations of the wordings, in their order, float32 on the CPU. Batches of neighbours, so that the same wordings
-    always meet in the same batch and give the same bytes."""
-    return joined([_extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)])
+    always meet in the same batch and give the same bytes. With `whole_prompt` rows begin with their prompt's first
+    token and `past` is empty."""
+    extract_batch = _extract_whole if whole_prompt else _extract_batch
+    return joined([extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)])
 
 
 def joined(parts: Sequence[Activations]) -> Activations:
@@ -156,6 +161,29 @@ def _extract_batch(base: BaseModel, wordings: Sequence[Wording]) -> Activations:
         positions_NT=positions_BS[:, P:],
         past=[(layer.keys[:, :, :P].float().cpu(), layer.values[:, :, :P].float().cpu()) for layer in suffix_layers],
         past_mask_NP=mask_BS[:, :P],
+    )
+
+
+def _extract_whole(base: BaseModel, wordings: Sequence[Wording]) -> Activations:
+    """Rows are laid out as [prompt | target | right padding]; causal attention keeps the padding from being seen."""
+    T = max(len(wording.prompt_ids) + len(wording.target_ids) for wording in wordings) - 1
+    ids_BT = torch.full((len(wordings), T), base.tokenizer.pad_token_id)
+    labels_BT = torch.full((len(wordings), T), IGNORED)
+    for row, wording in enumerate(wordings):
+        tokens, last = wording.prompt_ids + wording.target_ids[:-1], len(wording.prompt_ids) - 1
+        ids_BT[row, : len(tokens)] = torch.tensor(tokens)
+        labels_BT[row, last : len(tokens)] = torch.tensor(wording.target_ids)
+    with capture(base) as captured:
+        base.model.base_model(input_ids=ids_BT.to(base.device), use_cache=False)
+    last_B = torch.tensor([len(wording.prompt_ids) - 1 for wording in wordings])
+    return Activations(
+        states_ND=captured.states_BTD.float().cpu()[torch.arange(len(wordings)), last_B],
+        keys_NTF=captured.keys_BTF.float().cpu(),
+        hidden_NTD=captured.hidden_BTD.float().cpu(),
+        labels_NT=labels_BT,
+        positions_NT=torch.arange(T).expand(len(wordings), T).contiguous(),
+        past=[],
+        past_mask_NP=ids_BT.new_zeros(len(wordings), 0),
     )
 
 

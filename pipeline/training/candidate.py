@@ -14,10 +14,12 @@ from pipeline.storage.bank import BankEntry, encode_bank
 from pipeline.storage.deltas import decode_memory, encode_matrix
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef, Release
+from pipeline.training.activation_fit import fit_thresholds
 from pipeline.training.contexts import cut_short
 from pipeline.training.planning import Plan
 from pipeline.training.router_fit import Calibration, fit_router
 from pipeline.training.shard_files import read_bare_wordings, read_states
+from pipeline.wise.routing import empty_router
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,21 @@ def assemble(
     """Fit the router over all memories' living edits and store it with its bank. `texts`: what the base model writes
     by itself. Nothing is published; the release's scores are still empty."""
     entries, states, keys = _living(store, plan)
-    router, calibration = fit_router(
-        base,
-        entries,
-        states,
-        unrelated=[
-            *texts,
-            *cut_short(texts, seed=config.training.seed),
-            *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
-        ],
-        section=config.router,
-        seed=config.training.seed,
-    )
+    unrelated = [
+        *texts,
+        *cut_short(texts, seed=config.training.seed),
+        *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
+    ]
+    thresholds = None
+    if config.router.method == "activation":
+        router = empty_router(int(base.model.config.hidden_size))
+        read = [decode_memory(store.read(reference.path, sha256=reference.sha256)) for reference in memories]
+        ratio = config.router.activation_ratio
+        thresholds, calibration = fit_thresholds(base, entries, read, unrelated=unrelated, ratio=ratio)
+    else:
+        router, calibration = fit_router(
+            base, entries, states, unrelated=unrelated, section=config.router, seed=config.training.seed
+        )
     release = Release(
         number=(parent or 0) + 1,
         parent=parent,
@@ -63,9 +68,13 @@ def assemble(
         router=_put(store, "routers", encode_router(router), suffix="safetensors"),
         bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
         readouts=_readouts(store, memories, entries, keys) if config.router.addressing == "matched" else None,
+        thresholds=thresholds,
+        whole_prompt=config.training.procedure == "paper",
         edits=len(entries),
     )
-    return Candidate(release=release, calibration=calibration, threshold=router.threshold)
+    # Δ_act is reported relative to ε, since every memory has its own.
+    threshold = router.threshold if thresholds is None else 1.0
+    return Candidate(release=release, calibration=calibration, threshold=threshold)
 
 
 def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor], list[Tensor]]:

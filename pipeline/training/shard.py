@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.config import Config
@@ -12,7 +13,9 @@ from pipeline.storage.deltas import DeltaMetadata
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
 from pipeline.training.addressing import read_matched
+from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompts
 from pipeline.training.fit import Progress, fit
+from pipeline.training.fit_paper import PaperFit, fit_paper
 from pipeline.training.planning import MemoryPlan, ShardPlan
 from pipeline.training.shard_files import BareWording, read_keys, shard_mask, write_delta, write_keys, write_states
 from pipeline.training.tokens import choose_prefixes, wordings
@@ -20,7 +23,7 @@ from pipeline.training.tokens import choose_prefixes, wordings
 
 def extract_shard(
     base: BaseModel, store: ObjectStore, shard: ShardPlan, *, prefix_pool: Sequence[str], config: Config
-) -> Activations:
+) -> Activations | EditStream:
     """Run the base model over every wording of the shard's edits; the keys at which the memory will be read and the
     states go to the store, and all that training needs is returned. May be repeated: the same bytes are written."""
     asked = [
@@ -33,7 +36,8 @@ def extract_shard(
         for edit in shard.edits
     ]
     flat = list(chain.from_iterable(asked))
-    activations = extract(base, flat)
+    by_the_paper = config.training.procedure == "paper"
+    activations = extract(base, flat, whole_prompt=by_the_paper)
     own_NT = torch.ones_like(activations.labels_NT, dtype=torch.bool)
     if config.router.addressing == "matched":
         activations, own_NT = read_matched(activations, asked)
@@ -49,7 +53,11 @@ def extract_shard(
         prefixed_MF=activations.target_keys_MF(own_NT & kinds["prefixed"][:, None]),
     )
     write_states(store, shard, activations.states_ND, wordings=[len(of_edit) for of_edit in asked])
-    return activations
+    if not by_the_paper:
+        return activations
+    subjects = [edit.subject for edit in shard.edits]
+    unrelated = choose_unrelated(prefix_pool, config.training.unrelated_prompts, subjects)
+    return EditStream(activations, tuple(map(len, asked)), extract_prompts(base, unrelated))
 
 
 def train_shard(
@@ -57,7 +65,7 @@ def train_shard(
     store: ObjectStore,
     memory: MemoryPlan,
     shard: ShardPlan,
-    activations: Activations,
+    extracted: Activations | EditStream,
     *,
     config: Config,
     fingerprint: str,
@@ -65,6 +73,7 @@ def train_shard(
 ) -> Iterator[Progress]:
     """Fit the shard and store its delta; the siblings' keys must be in the store. May be repeated and killed anywhere:
     the delta appears whole or not at all."""
+    activations = extracted.activations if isinstance(extracted, EditStream) else extracted
     metadata = DeltaMetadata(
         model_fingerprint=fingerprint,
         layer=layer,
@@ -79,22 +88,42 @@ def train_shard(
         rows=activations.hidden_NTD.shape[2],
         columns=activations.keys_NTF.shape[2],
     )
-    sibling_keys_MF = torch.zeros(0, metadata.columns)
+    mask_DF = shard_mask(metadata)
+    for item in _fit(suffix, store, memory, shard, extracted, mask_DF=mask_DF, config=config):
+        if isinstance(item, Progress):
+            yield item
+        elif isinstance(item, PaperFit):
+            measured = metadata.model_copy(update={"activation_threshold": item.threshold})
+            write_delta(store, shard, item.delta_DF.cpu(), mask_DF, metadata=measured)
+        else:
+            write_delta(store, shard, item.cpu(), mask_DF, metadata=metadata)
+
+
+def _fit(
+    suffix: PreTrainedModel,
+    store: ObjectStore,
+    memory: MemoryPlan,
+    shard: ShardPlan,
+    extracted: Activations | EditStream,
+    *,
+    mask_DF: Tensor,
+    config: Config,
+) -> Iterator[Progress | Tensor | PaperFit]:
+    """By the procedure that the shard was extracted for."""
+    device, seed = suffix.device, config.training.seed + shard.index
+    if isinstance(extracted, EditStream):
+        stream = extracted.to(device)
+        return fit_paper(suffix, stream, mask_DF=mask_DF.to(device), training=config.training, seed=seed)
+    sibling_keys_MF = torch.zeros(0, mask_DF.shape[1])
     if config.training.sibling_penalty and len(memory.shards) > 1:
         others = [other for other in memory.shards if other.index != shard.index]
         sibling_keys_MF = torch.cat([read_keys(store, other, prefixed=False) for other in others])
-    mask_DF = shard_mask(metadata)
-    device = suffix.device
-    for item in fit(
+    return fit(
         suffix,
-        activations.to(device),
+        extracted.to(device),
         mask_DF=mask_DF.to(device),
         sibling_keys_MF=sibling_keys_MF.to(device),
         sibling_penalty=config.training.sibling_penalty,
         training=config.training,
-        seed=config.training.seed + shard.index,
-    ):
-        if isinstance(item, Progress):
-            yield item
-        else:
-            write_delta(store, shard, item.cpu(), mask_DF, metadata=metadata)
+        seed=seed,
+    )
