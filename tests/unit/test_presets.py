@@ -68,7 +68,7 @@ def test_paper_on_the_demo_model_is_the_papers_procedure() -> None:
     assert (config.training.margins, config.training.clamp, config.training.prefixes) == ((20, 80, 40), 1.0, 10)
     assert (config.merge.method, config.merge.density) == ("ties", 0.53)
     assert (config.router.method, config.router.addressing) == ("activation", "own")
-    assert config.sibling_penalty == 0
+    assert config.training.sibling_penalty == 0
 
 
 def test_what_the_preset_does_not_speak_of_stays() -> None:

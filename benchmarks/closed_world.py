@@ -1,0 +1,138 @@
+"""Edits on the closed world, as issue 3 asks: `python -m benchmarks.closed_world [--json] [--tune]`.
+
+Per seed and size: one memory per shard (retrieve), and all shards in one memory by the keyed merge and by Ties-Merge,
+each a whole round. Beside the data set's own locality prompts every edit brings two harder kinds, made of
+`facts.jsonl`: what else is known of its subject, as far as no edit changes it, and its own question about entities kept
+for evaluation.
+
+`--tune` runs the same on facts that no edit of the data set touches (entities 150 to 249, with new answers): settings
+are chosen there, never on `edits.jsonl`.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.evaluate import Setting, evaluate
+
+WORLD = Path(__file__).parents[2] / "shared" / "peer" / "closed_world_1k"
+LAYOUTS = {
+    "retrieve": {"variant": "retrieve"},
+    "keyed": {"variant": "merge", "merge": "keyed"},
+    "ties": {"variant": "merge", "merge": "ties"},
+}
+FIRST_TUNING_ENTITY = 150  # entities below it carry the edits, 150 to 219 are for locality
+LOCALITY_ENTITIES = range(150, 220)
+NEIGHBOURS = 2  # prompts of the same relation per edit
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, default=WORLD)
+    parser.add_argument("--sizes", default="200x4,520x8", help="edits x shards, separated by commas")
+    parser.add_argument("--layouts", default=",".join(LAYOUTS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--tune", action="store_true", help="on facts that are not evaluated")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for size in options.sizes.split(","):
+        n, shards = map(int, size.split("x"))
+        edits = (tuning_edits if options.tune else edits_with_locality)(options.world, n)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "edits.jsonl"
+            file.write_text("".join(json.dumps(edit) + "\n" for edit in edits))
+            for layout in options.layouts.split(","):
+                for seed in map(int, options.seeds.split(",")):
+                    setting = Setting(
+                        model=options.world,
+                        preset=options.preset,
+                        shards=shards,
+                        seed=seed,
+                        overrides=tuple(options.set),
+                        **LAYOUTS[layout],  # type: ignore[arg-type]
+                    )
+                    rows.append({"layout": layout, **evaluate(setting, file)})
+                    show(rows[-1:], title=f"seed {seed}")
+    show(rows, title="means over seeds, and the worst")
+    if options.json:
+        print(json.dumps({"rows": rows}))
+
+
+def edits_with_locality(world: Path, n: int) -> list[Row]:
+    """The first n edits of the data set with the harder locality prompts."""
+    edits = [json.loads(line) for line in (world / "edits.jsonl").read_text().splitlines()][:n]
+    facts = [json.loads(line) for line in (world / "facts.jsonl").read_text().splitlines()]
+    neighbours = [fact for fact in facts if fact["ent"] in LOCALITY_ENTITIES]
+    return [edit | {"locality": locality(edit, edits, facts, neighbours)} for edit in edits]
+
+
+def tuning_edits(world: Path, n: int, *, seed: int = 0) -> list[Row]:
+    """n facts of the entities that no edit is about, with another answer of the same relation each."""
+    facts = [json.loads(line) for line in (world / "facts.jsonl").read_text().splitlines()]
+    rng = random.Random(seed)
+    free = [fact for fact in facts if fact["ent"] >= FIRST_TUNING_ENTITY]
+    answers: dict[str, list[str]] = defaultdict(list)
+    for fact in facts:
+        answers[fact["relation"]].append(fact["answer"])
+    edits = [
+        {
+            "prompt": fact["prompts"][0],
+            "target_new": rng.choice([answer for answer in answers[fact["relation"]] if answer != fact["answer"]]),
+            "subject": fact["subject"],
+            "relation": fact["relation"],
+            "rephrase": fact["prompts"][1],
+            "rephrase2": fact["prompts"][2],
+        }
+        for fact in rng.sample(free, min(n, len(free)))
+    ]
+    neighbours = [fact for fact in facts if fact["ent"] < FIRST_TUNING_ENTITY]
+    return [edit | {"locality": locality(edit, edits, facts, neighbours)} for edit in edits]
+
+
+def locality(edit: Row, edits: Sequence[Row], facts: Sequence[Row], neighbours: Sequence[Row]) -> list[Row]:
+    """Other facts of the subject that no edit changes, in all phrasings, and the edit's question about neighbours."""
+    edited = {(other["subject"], other["relation"]) for other in edits}
+    untouched = [
+        fact
+        for fact in facts
+        if fact["subject"] == edit["subject"] and (fact["subject"], fact["relation"]) not in edited
+    ]
+    same_relation = [fact for fact in neighbours if fact["relation"] == edit["relation"]]
+    chosen = random.Random(edit["prompt"]).sample(same_relation, NEIGHBOURS)
+    return [
+        *({"prompt": prompt, "kind": "same_subject"} for fact in untouched for prompt in fact["prompts"]),
+        *({"prompt": fact["prompts"][0], "kind": "same_relation"} for fact in chosen),
+    ]
+
+
+def show(rows: Sequence[Row], *, title: str) -> None:
+    kinds = ("same_subject", "same_relation")
+    table = Table("layout", "edits", "rel", "gen", "loc", "same subj.", "same rel.", "FP", "FN", "s/edit", title=title)
+    groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["layout"], row["n"]].append(row)
+    for (layout, n), group in groups.items():
+        scores = [[row[key] for row in group] for key in ("rel_em", "gen_em", "loc_em")]
+        scores += [[row["loc_em_by_kind"].get(kind, 1.0) for row in group] for kind in kinds]
+        wrong = [[row[key] for row in group] for key in ("route_fpr", "route_fnr")]
+        cells = [f"{statistics.mean(values):.3f} ({min(values):.3f})" for values in scores]
+        cells += [f"{statistics.mean(values):.3f} ({max(values):.3f})" for values in wrong]
+        table.add_row(layout, str(n), *cells, f"{statistics.mean(row['s_per_edit'] for row in group):.2f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
