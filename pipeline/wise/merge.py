@@ -34,9 +34,9 @@ class MergeInput:
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """`density` is what `merge.density: auto` means. Leaving entries out only lost edits where it was measured (0.53,
-    which WISE's reference implementation publishes, most), so Ties trims nothing; the methods that are nothing but a way
-    of leaving out leave out a tenth."""
+    """`density` is what `merge.density: auto` means. Of disjoint shards trained with the sibling penalty, leaving
+    entries out only lost edits, most at the 0.53 that WISE's reference implementation publishes (docs/experiments.md).
+    So Ties trims nothing, and the methods that are a way of leaving out leave out a tenth."""
 
     merge: Callable[[MergeInput], Tensor]
     paper: str
