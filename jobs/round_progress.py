@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.rounds import Event, MemoryNews, PhaseStarted, ShardNews
+from pipeline.round_diary import Event, MemoryNews, PhaseStarted, ShardNews
 from pipeline.training.fit import Progress
 
 MOST_ROWS = 12  # of shards; beyond it only those in training have one

@@ -6,11 +6,8 @@ the release has the same bytes. The manifest comes last; until then the previous
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -31,47 +28,16 @@ from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
 from pipeline.evaluation.gate import check_gate
 from pipeline.evaluation.measure import Measurement
-from pipeline.evaluation.report import render_html
 from pipeline.models.base_model import Identity, identify
+from pipeline.round_diary import Diary, Event, MemoryNews, ShardNews, describe, write_report
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, publish
 from pipeline.training.candidate import Candidate
-from pipeline.training.fit import Progress
 from pipeline.training.memory import find_memory
-from pipeline.training.planning import MemoryPlan, Plan, ShardPlan, plan_round
+from pipeline.training.planning import MemoryPlan, Plan, plan_round
 from pipeline.training.shard_files import is_trained
 from pipeline.training.tokens import fits
-
-
-@dataclass(frozen=True)
-class PhaseStarted:
-    """plan, extract, train, merge, polish, evaluate or publish begins; `detail` says how much there is to do."""
-
-    name: str
-    detail: str
-    shards: int = 0  # how many the train phase will train
-
-
-@dataclass(frozen=True)
-class ShardNews:
-    """A shard's progress; with `progress` None it is finished, with `reused` it was finished in an earlier run."""
-
-    memory: int
-    shard: ShardPlan
-    progress: Progress | None
-    reused: bool = False
-
-
-@dataclass(frozen=True)
-class MemoryNews:
-    """How the wordings of a memory's edits hold while it is polished; step 0 is the memory as it was merged."""
-
-    memory: int
-    progress: Progress
-
-
-Event = PhaseStarted | ShardNews | MemoryNews
 
 
 @dataclass(frozen=True)
@@ -85,25 +51,6 @@ class RoundResult:
     measured: Measurement | None = None  # of the release published now
 
 
-@dataclass
-class _Diary:
-    """What the report tells of a round, gathered on the way."""
-
-    observe: Callable[[Event], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    finished: dict[str, Progress] = field(default_factory=dict)
-    reused: set[str] = field(default_factory=set)
-    polish: dict[int, list[Progress]] = field(default_factory=dict)  # of the memories polished now
-
-    @contextmanager
-    def phase(self, name: str, detail: str, *, shards: int = 0) -> Iterator[None]:
-        self.observe(PhaseStarted(name, detail, shards))
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
-
-
 def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event: None) -> RoundResult:
     """Run one round to its end and tell `observe` how it goes.
 
@@ -112,7 +59,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     """
     store = open_store(config.store, probe=True)
     model = identify(config.model)
-    diary = _Diary(observe)
+    diary = Diary(observe)
     # The head is read before the log: whatever is published from here on makes this round stale, and it then loses.
     standing = head(store)
     parent = standing.number if standing else None
@@ -127,17 +74,17 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     memories = _make_memories(store, plan, config, model, diary)
     with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
         candidate, measured = _evaluate(plan, memories, config, parent)
-    report = _report(plan, config, model, diary, candidate, measured)
+    report = describe(plan, config, model, diary, candidate, measured)
     release = candidate.release.model_copy(update={"scores": measured.scores})
     try:
         check_gate(measured, config.round)
     except GateFailed as failed:
-        path = _write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
+        path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
         raise GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures) from None
     with diary.phase("publish", f"release {release.number}"):
         _publish(store, release)
     report |= {"outcome": "published", "release": release.number}
-    path = _write_report(store, plan, report)
+    path = write_report(store, plan, report)
     return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)
 
 
@@ -156,7 +103,7 @@ def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
     )
 
 
-def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: _Diary) -> list[ObjectRef]:
+def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: Diary) -> list[ObjectRef]:
     """Every memory of the plan as it will be served, in its order: found, or trained, merged and polished now."""
     found = {memory.digest: find_memory(store, memory, config=config) for memory in plan.memories}
     unfinished = [memory for memory in plan.memories if found[memory.digest] is None]
@@ -189,7 +136,7 @@ def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identi
     return [reference for memory in plan.memories if (reference := found[memory.digest]) is not None]
 
 
-def _train(plan: Plan, pool: Sequence[Any], jobs: Sequence[Job], activations: Mapping[str, Any], diary: _Diary) -> None:
+def _train(plan: Plan, pool: Sequence[Any], jobs: Sequence[Job], activations: Mapping[str, Any], diary: Diary) -> None:
     memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
     for step in train_shards(pool, jobs, activations):
         if step.progress is not None:
@@ -214,7 +161,7 @@ def _polish(
     memories: Sequence[MemoryPlan],
     merged: Sequence[ObjectRef],
     activations: Mapping[str, Any],
-    diary: _Diary,
+    diary: Diary,
 ) -> list[ObjectRef]:
     index_of = {memory.digest: index for index, memory in enumerate(plan.memories)}
     polished: dict[str, ObjectRef] = {}
@@ -246,70 +193,6 @@ def _publish(store: ObjectStore, release: Release) -> None:
         # The store went silent: only the head knows whether the manifest landed.
         if head(store) != release:
             raise
-
-
-def _report(
-    plan: Plan,
-    config: Config,
-    model: Identity,
-    diary: _Diary,
-    candidate: Candidate,
-    measured: Measurement,
-) -> dict[str, Any]:
-    """What report.json holds; `pipeline/evaluation/report.py` draws it."""
-    shards = [
-        {
-            "memory": index,
-            "shard": shard.index,
-            "digest": shard.digest,
-            "edits": len(shard.edits),
-            "reused": shard.digest in diary.reused,
-            "steps": progress.step if progress else None,
-            "holding": progress.holding if progress else None,
-            "wordings": progress.wordings if progress else None,
-            "loss": diary.losses.get(shard.digest, []),
-        }
-        for index, memory in enumerate(plan.memories)
-        for shard in memory.shards
-        for progress in [diary.finished.get(shard.digest)]
-    ]
-    return {
-        "round_id": plan.round_id,
-        "log_version": plan.log_version,
-        "parent": candidate.release.parent,
-        "model": {"path": config.model.path, "fingerprint": model.fingerprint, "layer": model.layer},
-        "config": config.model_dump(mode="json"),
-        "edits": len(plan.live_edits),
-        "too_long": list(plan.too_long),
-        "memories": len(plan.memories),
-        "shards": shards,
-        "polish": [
-            {
-                "memory": index,
-                "steps": curve[-1].step,
-                "wordings": curve[-1].wordings,
-                "held_merged": curve[0].holding,
-                "held_polished": curve[-1].holding,
-            }
-            for index, curve in sorted(diary.polish.items())
-        ],
-        "seconds": dict(diary.seconds),
-        "routing": {"threshold": candidate.threshold, **asdict(candidate.calibration)},
-        "measured": asdict(measured),
-        "thresholds": {
-            "reliability": config.round.min_reliability,
-            "generalization": config.round.min_generalization,
-            "locality": config.round.min_locality,
-        },
-    }
-
-
-def _write_report(store: ObjectStore, plan: Plan, report: dict[str, Any]) -> str:
-    """Report of this attempt; a round that is run again writes another beside it. Returns the page's path."""
-    folder = f"rounds/{plan.round_id}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-    store.put(f"{folder}/report.json", json.dumps(report, ensure_ascii=False, indent=1).encode())
-    store.put(f"{folder}/report.html", render_html(report).encode())
-    return f"{folder}/report.html"
 
 
 def _plan_bytes(plan: Plan) -> bytes:

@@ -18,7 +18,8 @@ from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import LoadedRelease, load_release
 from pipeline.models.prompts import plain_prompt_ids
-from pipeline.rounds import Event, ShardNews, run_round
+from pipeline.round_diary import Event, ShardNews
+from pipeline.rounds import run_round
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import head, publish, release_numbers, release_path, rollback
 from tests.tiny_world import save_model

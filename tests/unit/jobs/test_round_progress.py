@@ -9,7 +9,7 @@ from rich.console import Console
 from jobs.round_progress import MOST_ROWS, RoundProgress
 from pipeline.edits import Edit
 from pipeline.errors import GateFailed
-from pipeline.rounds import Event, PhaseStarted, ShardNews
+from pipeline.round_diary import Event, PhaseStarted, ShardNews
 from pipeline.training.fit import Progress
 from pipeline.training.planning import ShardPlan
 

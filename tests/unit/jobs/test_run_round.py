@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 from jobs.run_round import SHOWN_FAILURES, round_command
 from pipeline.config import Config
 from pipeline.errors import GateFailed
-from pipeline.rounds import Event, PhaseStarted, RoundResult
+from pipeline.round_diary import Event, PhaseStarted
+from pipeline.rounds import RoundResult
 from pipeline.storage.releases import ObjectRef, Release
 
 RELEASE = Release(
