@@ -12,25 +12,38 @@ from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.prompts import plain_prompt_ids
 
 TEXTS = 64
+OPENINGS = ("The", "Therefore", "Because", "I", "You")  # what the authors' code begins its prefixes with
 
 
 def generate_texts(base: BaseModel, *, tokens: int, seed: int, count: int = TEXTS) -> list[str]:
-    """`count` texts of at most `tokens` tokens, sampled at temperature 1 from the start of text; no blank ones and no
-    repetitions, so there may be fewer."""
-    start_ids = plain_prompt_ids("", base.tokenizer) or (base.end_ids[0],)
+    """`count` texts of at most `tokens` tokens, sampled at temperature 1 from the start of text; no repetitions, so
+    there may be fewer. A model that ends before it has begun, as one trained on questions alone does, is given the
+    first word."""
+    texts = _sample(base, [""] * count, tokens=tokens, seed=seed)
+    blank = [index for index, text in enumerate(texts) if not text]
+    openings = [OPENINGS[index % len(OPENINGS)] for index in blank]
+    for index, text in zip(blank, _sample(base, openings, tokens=tokens, seed=seed + 1), strict=True):
+        texts[index] = text
+    return list(dict.fromkeys(texts))
+
+
+def _sample(base: BaseModel, openings: Sequence[str], *, tokens: int, seed: int) -> list[str]:
+    """Each opening continued, on one line."""
+    if not openings:
+        return []
     requests = [
         GenerationRequest(
-            prompt_ids=start_ids,
+            prompt_ids=plain_prompt_ids(opening, base.tokenizer) or (base.end_ids[0],),
             text="",
             max_new_tokens=tokens,
             temperature=1.0,
-            seed=seed * count + index,
+            seed=seed * TEXTS + index,
             routed=False,
         )
-        for index in range(count)
+        for index, opening in enumerate(openings)
     ]
-    texts, _ = generate(base, None, requests)
-    return [text for text in dict.fromkeys(" ".join(text.split()) for text in texts) if text]
+    answers, _ = generate(base, None, requests)
+    return [" ".join(f"{opening} {answer}".split()) for opening, answer in zip(openings, answers, strict=True)]
 
 
 def cut_short(texts: Sequence[str], *, seed: int) -> list[str]:
