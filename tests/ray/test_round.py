@@ -149,12 +149,22 @@ def test_only_the_newest_memory_is_trained_when_edits_arrive(configure: Configur
 
 
 def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configure, tmp_path: Path) -> None:
-    config = configure("round.min_reliability=1", "training.max_steps=1")
+    config = configure("round.min_reliability=1", "training.max_steps=1", "merge.polish_steps=0")
     ingest(config, edits("abc"), tmp_path, "first")
     with pytest.raises(GateFailed, match=r"reliability 0\.\d+ is below round\.min_reliability") as caught:
         run_round(config)
     assert any("Who leads company a?" in failure for failure in caught.value.failures)
     assert head(open_store(config.store)) is None
+
+
+def test_what_does_not_hold_when_merged_gets_a_second_attempt(configure: Configure, tmp_path: Path) -> None:
+    """Shards that hardly trained give a memory in which nothing holds; polishing it publishes what the gate refused."""
+    config = configure("round.min_reliability=1", "training.max_steps=1", "merge.polish_steps=300")
+    ingest(config, edits("abc"), tmp_path, "first")
+    result = run_round(config)
+    assert result.published
+    (polish,) = result.report["polish"]
+    assert polish["held_merged"] < polish["held_polished"] == polish["wordings"]
 
 
 def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Path) -> None:
