@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
@@ -81,8 +82,13 @@ class MergeSection(Section):
     keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
 
 
+Signal = Literal["keys", "subject", "encoder", "relation"]
+
+
 class RouterSection(Section):
-    signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
+    signals: Literal["auto"] | Annotated[tuple[Signal, ...], Len(min_length=1)] = Field(
+        "auto", description="auto: keys and subject; encoder and relation too where the extra `encoder` is installed"
+    )
     false_positive_rate: float = Field(0.005, gt=0, lt=1)
     addressing: Literal["matched", "own"] = Field(
         "matched", description="read the side memory at the matched edit's keys, or at the prompt's own as in the paper"

@@ -10,8 +10,21 @@ import re
 ABBREVIATION = re.compile(r"(?:^|[\s(.])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|No|vs|Mt|Ft|Inc|Ltd|Co|Corp|Gen|Col|Lt)\.$")
 SENTENCE_END = re.compile(r"[.!?。？！]+[\"')\]”’]*(?=\s)|\n+")
 FEWEST_WORDS = 4  # "It is" says nothing alone
+FEWEST_QUESTION_WORDS = 3  # "Who leads Oslo?" does
 ANSWER_WORDS = 12  # words behind a question that may still belong to it: "Answer in one word."
 MOST_WORDS = 48  # of a text without any sentence end
+CONTEXT_SENTENCES = 3
+
+
+def asked(text: str) -> str:
+    """The last sentence of a text; with the question before it when that was just put, or when it is too short
+    alone."""
+    return " ".join(" ".join(_split(text)[1]).split()[-MOST_WORDS:])
+
+
+def before_asked(text: str) -> str:
+    """The few sentences before what is asked: what a pronoun in it may point back to."""
+    return " ".join(_split(text)[0][-CONTEXT_SENTENCES:])
 
 
 def sentences(text: str) -> list[str]:
@@ -24,17 +37,19 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in (*found, text[start:].strip()) if sentence]
 
 
-def asked(text: str) -> str:
-    """The last sentence of a text; with the question before it when that was just put, or when it is too short alone."""
-    parts = sentences(text)
-    if not parts:
-        return text.strip()
-    kept = [parts.pop()]
-    while parts:
-        words = len(" ".join(kept).split())
-        follows_question = parts[-1].rstrip("\"')]”’").endswith(("?", "？")) and words <= ANSWER_WORDS
-        question_put = any("?" in part for part in kept)
-        if words >= FEWEST_WORDS and (question_put or not follows_question):
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """Sentences before what is asked, and those that ask."""
+    before = sentences(text)
+    end: list[str] = []
+    while before:
+        words = sum(len(sentence.split()) for sentence in end)
+        question_put = any("?" in sentence for sentence in end)
+        answers = words <= ANSWER_WORDS and _is_question(before[-1]) and not question_put
+        if words >= (FEWEST_QUESTION_WORDS if question_put else FEWEST_WORDS) and not answers:
             break
-        kept.insert(0, parts.pop())
-    return " ".join(" ".join(kept).split()[-MOST_WORDS:])
+        end.insert(0, before.pop())
+    return before, end
+
+
+def _is_question(sentence: str) -> bool:
+    return sentence.rstrip("\"')]”’").endswith(("?", "？"))
