@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.encoder import Encoder, shared_encoder
-from pipeline.models.questions import asked
+from pipeline.models.questions import TURN, asked
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
 from pipeline.wise.calibration import PRIOR, PRIOR_WITHOUT_ENCODER, fit_logistic, threshold_at
@@ -225,8 +225,8 @@ def hard_cases(case: Case) -> dict[str, tuple[list[str], list[set[int]] | None]]
             None,
         ),
         "chat, answer asked for briefly": ([f"{p}? Answer in one word." for p in P], right),
-        "turns: other question, then this": ([f"{q}\n{p}" for p, q in zip(P, other, strict=True)], right),
-        "turns: this question, then other": ([f"{p}\n{q}" for p, q in zip(P, other, strict=True)], None),
+        "turns: other question, then this": ([f"{q}{TURN}{p}" for p, q in zip(P, other, strict=True)], right),
+        "turns: this question, then other": ([f"{p}{TURN}{q}" for p, q in zip(P, other, strict=True)], None),
         "two edited facts in one question": (
             [f"{case.positives[a]} and {case.positives[b]}" for a, b in enumerate(second)],
             [right[a] | right[b] for a, b in enumerate(second)],
@@ -299,10 +299,10 @@ def lookups_per_second(*, entries: int = 100_000, queries: int = 1000, width: in
     states = torch.randn(queries, width, generator=generator)
     router.match(states[:32], reader.read(texts[:32]))  # the sketch is made once
     reader.read(texts)  # and so are the embeddings
-    start = time.perf_counter()
+    start = time.process_time()
     for first in range(0, queries, 32):
         router.match(states[first : first + 32], reader.read(texts[first : first + 32]))
-    return round(queries / (time.perf_counter() - start), 1)
+    return round(queries / (time.process_time() - start), 1)
 
 
 class _RandomEncoder(Encoder):

@@ -14,6 +14,7 @@ FEWEST_QUESTION_WORDS = 3  # "Who leads Oslo?" does
 ANSWER_WORDS = 12  # words behind a question that may still belong to it: "Answer in one word."
 MOST_WORDS = 48  # of a text without any sentence end
 CONTEXT_SENTENCES = 3
+TURN = "\x1e"  # stands between the turns of a conversation: what is asked lies in the last one
 
 
 def asked(text: str) -> str:
@@ -39,7 +40,9 @@ def sentences(text: str) -> list[str]:
 
 def _split(text: str) -> tuple[list[str], list[str]]:
     """Sentences before what is asked, and those that ask."""
-    before = sentences(text)
+    *earlier, last = text.split(TURN)
+    context = [sentence for turn in earlier for sentence in sentences(turn)]
+    before = sentences(last)
     end: list[str] = []
     while before:
         words = sum(len(sentence.split()) for sentence in end)
@@ -48,7 +51,7 @@ def _split(text: str) -> tuple[list[str], list[str]]:
         if words >= (FEWEST_QUESTION_WORDS if question_put else FEWEST_WORDS) and not answers:
             break
         end.insert(0, before.pop())
-    return before, end
+    return context + before, end
 
 
 def _is_question(sentence: str) -> bool:

@@ -7,6 +7,7 @@ reach an edit, if it also asks what the edit asks.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pipeline.storage.bank import BankEntry
 from pipeline.wise.routing import Reading
 
 MASK = "X"  # measured against "it" and nothing: it tells relations apart best
+JOINT = re.compile(r"\s*(?:[,;?]|\b(?:and|or|but)\b)\s+", re.IGNORECASE)  # parts of a question meet there
 POINTS_BACK = re.compile(r"\b(?:he|she|they|it|his|her|hers|its|their|theirs|him|them)\b", re.IGNORECASE)
 
 
@@ -60,13 +62,14 @@ class TextReader:
                 if entry not in best or mention.value > best[entry].value:
                     best[entry] = mention
         entries = sorted(best)
-        variants = list(dict.fromkeys(_masked(end, best[entry]) for entry in entries))
+        masked = {mention: _masked(*_clause(end, mention, mentions)) for mention in best.values()}
+        variants = list(dict.fromkeys(masked.values()))
         rows = {variant: row for row, variant in enumerate(variants)}
         return Reading(
             known_E=self.known_E,
             entries_C=torch.tensor(entries, dtype=torch.long),
             subject_C=torch.tensor([best[entry].value for entry in entries]),
-            masked_C=torch.tensor([rows[_masked(end, best[entry])] for entry in entries], dtype=torch.long),
+            masked_C=torch.tensor([rows[masked[best[entry]]] for entry in entries], dtype=torch.long),
             asked_M=self._encoder.encode([end])[0] if self._encoder else torch.zeros(0),
             masked_RM=self._encoder.encode(variants) if self._encoder else torch.zeros(0, 0),
         )
@@ -85,6 +88,21 @@ def _subject(entry: BankEntry, end: str) -> str | None:
     if entry.subject is not None and SubjectIndex([entry.subject]).mentions(end):
         return entry.subject
     return likely_subject(end)
+
+
+def _clause(text: str, mention: Mention, mentions: Sequence[Mention]) -> tuple[str, Mention]:
+    """The part of a question that asks about this mention, where another part asks about another one."""
+    others = [
+        other for other in mentions if other.value == WHOLE and (other.start, other.end) != (mention.start, mention.end)
+    ]
+    first, last = 0, len(text)
+    for joint in JOINT.finditer(text):
+        if joint.end() <= mention.start and any(other.end <= joint.start() for other in others):
+            first = joint.end()
+        if joint.start() >= mention.end and any(other.start >= joint.end() for other in others):
+            last = joint.start()
+            break
+    return text[first:last], replace(mention, start=mention.start - first, end=mention.end - first)
 
 
 def _masked(text: str, mention: Mention) -> str:

@@ -29,7 +29,10 @@ SIGNALS = ("keys", "subject", "encoder", "relation")
 WHITENING_RIDGE = 1.0  # of the mean variance; measured against 0.1, see docs/experiments.md
 ABSENT = -1.0  # the subject signal of a subject that is known and not mentioned
 FULLY_SCORED = 4096  # banks up to this size are scored without a sketch
-SKETCH = 96
+SKETCH = 64
+QUERY_SCALE = 127 / 2**0.5  # a prompt's state and embedding have unit length each
+FAR = 2.0**22  # so that sums of whole numbers stay exact in float32
+CHUNK = 16  # prompts at a time: measured fastest
 BLOCK, BLOCKS, NEAREST = 256, 16, 48  # candidates are the best of the best blocks
 
 
@@ -167,20 +170,18 @@ class Router:
         """Per prompt the entries whose sketch is nearest; None in a small bank."""
         if len(self.memory_E) <= FULLY_SCORED:
             return [None for _ in queries]
-        sketch_EP, basis_WP = self._sketch
-        asked = [reading.asked_M.to(queries[0]) for reading in readings]
-        # What an entry's score is without a mention, beside `keys` and `encoder`; padding is out.
+        sketch_EP, basis_WP, scale = self._sketch
+        # What an entry's score is without a mention, beside `keys` and `encoder`, in the sketch's units; padding is out.
         unmentioned_E = torch.where(readings[0].known_E.to(self.bias_E.device), ABSENT, 0.0)
-        apart_E = torch.nn.functional.pad(
-            self.bias_E + self.weights_S[1] * unmentioned_E,
-            (0, len(sketch_EP) - len(self.bias_E)),
-            value=float("-inf"),
-        )
-        whole_BW = torch.cat([torch.stack(list(queries)), torch.stack(asked)], dim=1)
+        apart_E = ((self.bias_E + self.weights_S[1] * unmentioned_E) * scale).round().clamp(-FAR, FAR)
+        apart_E = torch.nn.functional.pad(apart_E, (0, len(sketch_EP) - len(apart_E)), value=-FAR)
+        rows = [
+            (torch.cat([query_D, reading.asked_M.to(query_D)]) @ basis_WP * QUERY_SCALE).round()
+            for query_D, reading in zip(queries, readings, strict=True)
+        ]
         near: list[Tensor] = []
-        for start in range(0, len(whole_BW), 32):
-            near_BE = (whole_BW[start : start + 32] @ basis_WP) @ sketch_EP.T
-            near_BE += apart_E
+        for start in range(0, len(rows), CHUNK):
+            near_BE = torch.addmm(apart_E, torch.stack(rows[start : start + CHUNK]), sketch_EP.T)
             block_BK = near_BE.view(len(near_BE), -1, BLOCK).amax(dim=2).topk(BLOCKS, dim=1).indices
             within_BL = (block_BK[:, :, None] * BLOCK + torch.arange(BLOCK, device=block_BK.device)).flatten(1)
             top_BC = near_BE.gather(1, within_BL).topk(NEAREST, dim=1).indices
@@ -188,24 +189,27 @@ class Router:
         return near
 
     @cached_property
-    def _sketch(self) -> tuple[Tensor, Tensor]:
-        """E' × P and the basis W × P (W = D + M) it was made with: the dot product of two sketches is about what `keys`
-        and `encoder` add to a score. The basis spans the bank's principal directions (randomised range finder, Halko et
-        al., 2011, with a fixed seed). E' is E rounded up to whole blocks."""
+    def _sketch(self) -> tuple[Tensor, Tensor, float]:
+        """E' × P, the basis W × P (W = D + M) it was made with, and how many of its units are one unit of score: the dot
+        product of two sketches is about what `keys` and `encoder` add to a score.
+
+        The basis spans the bank's principal directions (randomised range finder, Halko et al., 2011, with a fixed seed).
+        Sketches are whole numbers up to 127, so their products are exact in float32, whatever the order of summation:
+        the candidates of a prompt are the same in any batch. E' is E rounded up to whole blocks."""
         centre_ED = self.keys_ND.new_zeros(len(self.memory_E), self.keys_ND.shape[1])
         centre_ED.index_add_(0, self.entry_N, self.keys_ND)
         centre_ED /= self._start_E.diff().clamp(min=1)[:, None]
-        scale = [float(self.weights_S[0]) / (1 - self.keys_floor), float(self.weights_S[2])]
-        whole_EW = torch.cat([centre_ED * scale[0], self.asked_EM.float() * scale[1]], dim=1)
-        sample_EW = whole_EW[:: max(1, len(whole_EW) // 4096)]
+        keys, encoder = float(self.weights_S[0]) / (1 - self.keys_floor), float(self.weights_S[2])
+        whole_EW = torch.cat([centre_ED * keys, self.asked_EM.float() * encoder], dim=1)
+        sample_EW = whole_EW[:: max(1, len(whole_EW) // FULLY_SCORED)]
         generator = torch.Generator().manual_seed(0)
-        start_WP = torch.randn(whole_EW.shape[1], SKETCH, generator=generator).to(whole_EW)
-        basis_WP = start_WP
+        basis_WP = torch.randn(whole_EW.shape[1], SKETCH, generator=generator).to(whole_EW)
         for _ in range(3):
             basis_WP = torch.linalg.qr(sample_EW.T @ (sample_EW @ basis_WP)).Q
         sketch_EP = whole_EW @ basis_WP
-        missing = -len(sketch_EP) % BLOCK
-        return torch.nn.functional.pad(sketch_EP, (0, 0, 0, missing)), basis_WP
+        entry_scale = 127 / max(float(sketch_EP.abs().max()), 1e-6)
+        sketch_EP = torch.nn.functional.pad((sketch_EP * entry_scale).round(), (0, 0, 0, -len(sketch_EP) % BLOCK))
+        return sketch_EP, basis_WP, entry_scale * QUERY_SCALE
 
 
 def empty_router(width: int) -> Router:

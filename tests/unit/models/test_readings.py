@@ -18,8 +18,6 @@ def bank(*edits: tuple[str, str | None]) -> list[BankEntry]:
 BANK = bank(
     ("who leads oslo", "oslo"), ("where was Ann Lee born", "Ann Lee"), ("who leads rome", "rome"), ("why", None)
 )
-    ("who leads oslo", "oslo"), ("where was Ann Lee born", "Ann Lee"), ("who leads rome", "rome"), ("why", None)
-)
 
 
 @pytest.fixture(scope="module")
