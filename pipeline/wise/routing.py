@@ -171,7 +171,7 @@ class Router:
         if len(self.memory_E) <= FULLY_SCORED:
             return [None for _ in queries]
         sketch_EP, basis_WP, scale = self._sketch
-        # What an entry's score is without a mention, beside `keys` and `encoder`, in the sketch's units; padding is out.
+        # In the sketch's units what an entry's score is without a mention, beside `keys` and `encoder`.
         unmentioned_E = torch.where(readings[0].known_E.to(self.bias_E.device), ABSENT, 0.0)
         apart_E = ((self.bias_E + self.weights_S[1] * unmentioned_E) * scale).round().clamp(-FAR, FAR)
         apart_E = torch.nn.functional.pad(apart_E, (0, len(sketch_EP) - len(apart_E)), value=-FAR)
@@ -190,10 +190,10 @@ class Router:
 
     @cached_property
     def _sketch(self) -> tuple[Tensor, Tensor, float]:
-        """E' × P, the basis W × P (W = D + M) it was made with, and how many of its units are one unit of score: the dot
-        product of two sketches is about what `keys` and `encoder` add to a score.
+        """E' × P, the basis W × P (W = D + M) it was made with, and how many of its units are one unit of score: the
+        dot product of two sketches is about what `keys` and `encoder` add to a score.
 
-        The basis spans the bank's principal directions (randomised range finder, Halko et al., 2011, with a fixed seed).
+        The basis spans the bank's principal directions (randomised range finder, Halko et al., 2011, fixed seed).
         Sketches are whole numbers up to 127, so their products are exact in float32, whatever the order of summation:
         the candidates of a prompt are the same in any batch. E' is E rounded up to whole blocks."""
         centre_ED = self.keys_ND.new_zeros(len(self.memory_E), self.keys_ND.shape[1])
