@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
@@ -111,6 +112,9 @@ class MergeSection(Section):
     polish_learning_rate: float = Field(5e-3, gt=0, description="of Adam, on the merged ΔW")
 
 
+Signal = Literal["keys", "subject", "encoder", "relation"]
+
+
 class RouterSection(Section):
     method: Literal["scope", "activation"] = Field(
         "scope", description="activation: the paper's Δ_act > ε; it names no edit, so it needs addressing own"
@@ -118,7 +122,9 @@ class RouterSection(Section):
     activation_ratio: float = Field(
         1.0, gt=0, description="of the smallest Δ_act among the edits, what ε is; the authors' code: 0.88"
     )
-    signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
+    signals: Literal["auto"] | Annotated[tuple[Signal, ...], Len(min_length=1)] = Field(
+        "auto", description="auto: keys and subject; encoder and relation too where the extra `encoder` is installed"
+    )
     false_positive_rate: float = Field(0.005, gt=0, lt=1)
     addressing: Literal["matched", "own"] = Field(
         "matched", description="read the side memory at the matched edit's keys, or at the prompt's own as in the paper"

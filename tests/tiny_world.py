@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import encode_router
@@ -23,6 +23,7 @@ TEXT = [
     "日本の首都は東京です。 Ελλάδα 🙂 🚀",
     "Who leads the company? Ada Lovelace leads it.",
 ]
+WORDS = ["a", "b", "is", "it", "who", "leads", "where", "was", "born", "in", "now", "and", "why", "oslo", "rome", "X"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}{{ raise_exception('late system') }}"
     "{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -83,8 +84,11 @@ def publish_release(store: ObjectStore, base: BaseModel, *, prompts: Sequence[st
         keys_ND=whitened(torch.stack([_state(base, prompt) for prompt in prompts]), mean_D, whiten_DD),
         entry_N=torch.arange(len(prompts)),
         memory_E=torch.zeros(len(prompts), dtype=torch.long),
-        weights_S=torch.tensor([1.0, 0.0]),
-        bias=0.0,
+        asked_EM=torch.zeros(len(prompts), 0),
+        relation_EM=torch.zeros(len(prompts), 0),
+        weights_S=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        bias_E=torch.zeros(len(prompts)),
+        keys_floor=0.0,
         threshold=0.999,
     )
     entries = [
@@ -122,3 +126,24 @@ def _state(base: BaseModel, prompt: str) -> torch.Tensor:
     base.model(input_ids=torch.tensor([base.tokenizer(prompt)["input_ids"]]))
     handle.remove()
     return states[0]
+
+
+def save_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny random sentence encoder of MiniLM's kind."""
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.errors import CorruptObject, ModelChanged
 from pipeline.models.base_model import BaseModel
-from pipeline.models.mentions import SubjectTable
+from pipeline.models.encoder import Encoder, demanded_encoder
+from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry, decode_bank
 from pipeline.storage.deltas import decode_matrix, decode_memory
 from pipeline.storage.object_store import ObjectStore
@@ -32,9 +33,11 @@ class LoadedRelease:
     thresholds: tuple[float, ...] | None = None  # ε of each memory: activation routing. None: the router decides
     whole_prompt: bool = False  # memories act on every token of a routed prompt, not on its last one alone
 
+    encoder: Encoder | None = field(default=None, repr=False)  # the one the router was made with
+
     @cached_property
-    def subjects(self) -> SubjectTable:
-        return SubjectTable([entry.subject for entry in self.entries])
+    def reader(self) -> TextReader:
+        return TextReader(self.entries, self.encoder)
 
     @cached_property
     def entry_of(self) -> dict[str, BankEntry]:
@@ -45,7 +48,7 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
     """The release on the base model's device.
 
     Raises ModelChanged when it was made for another base model or layer, CorruptObject when an object differs from the
-    manifest's checksum.
+    manifest's checksum, ConfigError when its router needs a sentence encoder that is not the one here.
     """
     if (release.model_fingerprint, release.layer) != (base.fingerprint, base.layer):
         raise ModelChanged(
@@ -71,14 +74,17 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
         readouts=readouts,
         thresholds=release.thresholds,
         whole_prompt=release.whole_prompt,
+        encoder=demanded_encoder(router.encoder) if router.encoder else None,
     )
 
 
 def encode_router(router: Router) -> bytes:
-    """Safetensors; the two scalars are stored as tensors too."""
+    """Safetensors; scalars and the encoder's name are stored as tensors too."""
     tensors = {}
     for item in fields(Router):
         value = getattr(router, item.name)
+        if isinstance(value, str):
+            value = torch.tensor(list(value.encode()), dtype=torch.uint8)
         tensors[item.name] = (
             value.contiguous() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         )
@@ -87,12 +93,35 @@ def encode_router(router: Router) -> bytes:
 
 
 def decode_router(data: bytes, *, device: torch.device) -> Router:
+    """Raises CorruptObject when the bytes are not a router."""
     try:
         tensors = load(data)
+        if "bias" in tensors:
+            tensors = _from_two_signals(tensors)
         values: dict[str, Any] = {
-            item.name: float(tensors[item.name]) if item.type is float else tensors[item.name].to(device)
+            item.name: bytes(tensors[item.name].tolist()).decode()
+            if item.type is str
+            else float(tensors[item.name])
+            if item.type is float
+            else tensors[item.name].to(device)
             for item in fields(Router)
         }
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptObject(f"The release's router cannot be read ({error}); roll back to an older release.") from None
     return Router(**values)
+
+
+def _from_two_signals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A router as releases stored it before there was an encoder: weights of the plain cosine and of the subject, and
+    one bias. With a floor of −1, `keys` is half of the cosine plus one half."""
+    keys, subject = tensors["weights_S"].tolist()
+    entries = len(tensors["memory_E"])
+    nothing_E0 = torch.zeros(entries, 0, dtype=torch.float16)
+    return tensors | {
+        "asked_EM": nothing_E0,
+        "relation_EM": nothing_E0,
+        "weights_S": torch.tensor([2 * keys, subject, 0.0, 0.0]),
+        "bias_E": torch.full((entries,), float(tensors["bias"]) - keys),
+        "keys_floor": torch.tensor(-1.0, dtype=torch.float64),
+        "encoder": torch.zeros(0, dtype=torch.uint8),
+    }

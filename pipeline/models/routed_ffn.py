@@ -168,16 +168,14 @@ def decide(
 ) -> list[tuple[Decision, int]]:
     """Per row the decision, with the index of the nearest entry: its memory answers when the score passes."""
     router = release.router
-    signals_BES = router.signals(states_BD, release.subjects.mentions(texts).to(states_BD.device))
-    scores_B, entries_B = router.scores(signals_BES).max(dim=1)
     decisions = []
-    for row, (score, entry, allowed) in enumerate(zip(scores_B.tolist(), entries_B.tolist(), routed, strict=True)):
+    for match, allowed in zip(router.match(states_BD, release.reader.read(texts)), routed, strict=True):
         decision = Decision(
-            memory=int(router.memory_E[entry]) if score > router.threshold else None,
-            edit_id=release.entries[entry].edit_id,
-            similarity=float(signals_BES[row, entry, 0]),
-            score=score,
+            memory=int(router.memory_E[match.entry]) if match.score > router.threshold else None,
+            edit_id=release.entries[match.entry].edit_id,
+            similarity=match.cosine,
+            score=match.score,
             threshold=router.threshold,
         )
-        decisions.append((decision if allowed else Decision(), entry))
+        decisions.append((decision if allowed else Decision(), match.entry))
     return decisions

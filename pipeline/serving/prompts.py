@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.models.generate import GenerationRequest
 from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids
+from pipeline.models.questions import TURN
 from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest, Message
 
 # OpenAI's newer name for the system role; chat templates know the old one.
@@ -14,9 +15,10 @@ TEMPLATE_ROLES = {"developer": "system"}
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[tuple[int, ...], str]:
-    """Token ids of the rendered conversation, and the text the router reads: the last user message.
+    """Token ids of the rendered conversation, and the text the router reads: the turns up to the last user message.
 
-    Earlier turns are left out of that text, so a subject mentioned once does not draw every later question to its edit.
+    What is asked is in that message. The turns before it only say what its pronouns mean, so a subject mentioned once
+    does not draw every later question to its edit.
     """
     if not tokenizer.chat_template:
         raise ApiError(400, "This model has no chat template; send the prompt to /v1/completions.", param="messages")
@@ -25,8 +27,9 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         prompt_ids = chat_prompt_ids(turns, tokenizer)
     except jinja2.TemplateError as error:
         raise ApiError(400, f"The model's chat template refuses these messages: {error}.", param="messages") from None
-    asked = next((turn for turn in reversed(messages) if turn.role == "user"), messages[-1])
-    return prompt_ids, asked.content
+    last = max((place for place, turn in enumerate(messages) if turn.role == "user"), default=len(messages) - 1)
+    heard = [turn.content for turn in messages[:last] if turn.role in ("user", "assistant")]
+    return prompt_ids, TURN.join([*heard, messages[last].content])
 
 
 def plain_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[tuple[int, ...], str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.base_model import BaseModel
-from pipeline.models.mentions import SubjectTable
+from pipeline.models.mentions import SubjectIndex
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.training.activations import IGNORED, Activations, extract
 from pipeline.training.tokens import Wording
@@ -75,5 +75,5 @@ def choose_unrelated(texts: Sequence[str], given: Sequence[str], subjects: Seque
     out (all of them only if nothing else were left)."""
     if given:
         return list(given)
-    mentioned = (SubjectTable(subjects).mentions(texts) > 0).any(dim=1).tolist()
-    return [text for text, named in zip(texts, mentioned, strict=True) if not named] or list(texts)
+    index = SubjectIndex(subjects)
+    return [text for text in texts if not index.mentions(text)] or list(texts)

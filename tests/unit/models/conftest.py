@@ -83,8 +83,11 @@ def route_to(base: BaseModel) -> Callable[[Sequence[str]], LoadedRelease]:
                 keys_ND=whitened(states, mean_D, whiten_DD),
                 entry_N=torch.arange(len(prompts)),
                 memory_E=memory_E,
-                weights_S=torch.tensor([1.0, 0.0]),
-                bias=0.0,
+                asked_EM=torch.zeros(len(prompts), 0),
+                relation_EM=torch.zeros(len(prompts), 0),
+                weights_S=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+                bias_E=torch.zeros(len(prompts)),
+                keys_floor=0.0,
                 threshold=0.99999,
             ),
             entries=tuple(

@@ -1,17 +1,23 @@
 """The fitted router: reaches its edits, keeps off what it was calibrated against, and never looks at held-out text."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline.config import RouterSection
 from pipeline.edits import Edit
 from pipeline.models.base_model import BaseModel
+from pipeline.models.encoder import Encoder
 from pipeline.models.loaded_release import decode_router, encode_router
-from pipeline.models.mentions import SubjectTable
-from pipeline.models.prompts import plain_prompt_ids
+from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
+from pipeline.training import router_fit
 from pipeline.training.activations import extract
 from pipeline.training.router_fit import fit_router
 from pipeline.training.tokens import wordings
+from tests.tiny_world import save_encoder
 
 UNRELATED = [f"The {colour} {thing} is here" for colour in ("red", "old", "new") for thing in ("house", "tree", "boat")]
 EDITS = [
@@ -21,35 +27,36 @@ EDITS = [
 ]
 
 
-def fitted(base: BaseModel, edits: list[Edit], section: RouterSection | None = None):  # type: ignore[no-untyped-def]
+PLAIN = RouterSection(signals=("keys", "subject"))
+
+
+def fitted(base: BaseModel, edits: list[Edit], section: RouterSection = PLAIN):  # type: ignore[no-untyped-def]
     entries, states = [], []
     for edit in edits:
         asked = wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)
         entries.append(BankEntry(edit.edit_id, edit.prompt, edit.target, edit.subject, memory=0))
         states.append(extract(base, asked).states_ND)
-    router, calibration = fit_router(
-        base, entries, states, unrelated=UNRELATED, section=section or RouterSection(), seed=0
-    )
-    return router, calibration, SubjectTable([entry.subject for entry in entries])
+    router, calibration = fit_router(base, entries, states, unrelated=UNRELATED, section=section, seed=0)
+    return router, calibration, TextReader(entries, None)
 
 
-def best(base: BaseModel, router, subjects: SubjectTable, prompt: str) -> tuple[float, int]:  # type: ignore[no-untyped-def]
+def best(base: BaseModel, router, reader: TextReader, prompt: str) -> tuple[float, int]:  # type: ignore[no-untyped-def]
     states = extract(base, wordings(Edit(prompt=prompt, target="x"), base.tokenizer, prefixes=[], max_tokens=256)[:1])
-    scores = router.scores(router.signals(states.states_ND, subjects.mentions([prompt])))[0]
-    return float(scores.max()), int(scores.argmax())
+    (match,) = router.match(states.states_ND, reader.read([prompt]))
+    return match.score, match.entry
 
 
 def test_every_edit_is_reached_by_its_own_prompt(base: BaseModel) -> None:
-    router, calibration, subjects = fitted(base, EDITS)
+    router, calibration, reader = fitted(base, EDITS)
     for index, edit in enumerate(EDITS):
-        score, entry = best(base, router, subjects, edit.prompt)
+        score, entry = best(base, router, reader, edit.prompt)
         assert entry == index
         assert score > router.threshold
     assert len(calibration.positive_scores) == 2 * len(EDITS)  # chat and one prefix each
 
 
 def test_each_kind_of_negative_stays_below_its_stated_rate(base: BaseModel) -> None:
-    section = RouterSection(false_positive_rate=0.05)
+    section = RouterSection(signals=("keys", "subject"), false_positive_rate=0.05)
     router, calibration, _ = fitted(base, EDITS, section)
     assert set(calibration.negative_scores) >= {"sibling", "unrelated"}
     for scores in calibration.negative_scores.values():
@@ -57,18 +64,18 @@ def test_each_kind_of_negative_stays_below_its_stated_rate(base: BaseModel) -> N
 
 
 def test_a_single_edit_is_calibrated_on_unrelated_text_alone(base: BaseModel) -> None:
-    router, calibration, subjects = fitted(base, EDITS[:1])
+    router, calibration, reader = fitted(base, EDITS[:1])
     assert "sibling" not in calibration.negative_scores
-    assert best(base, router, subjects, EDITS[0].prompt)[0] > router.threshold
-    assert best(base, router, subjects, "The red house is here")[0] <= router.threshold
+    assert best(base, router, reader, EDITS[0].prompt)[0] > router.threshold
+    assert best(base, router, reader, "The red house is here")[0] <= router.threshold
 
 
 def test_edits_that_ask_the_same_thing_do_not_shut_the_router(base: BaseModel) -> None:
     """One prompt under two subjects must not push the threshold above everything."""
     double = [*EDITS, Edit(prompt=EDITS[0].prompt, target="y", subject="Adam")]
-    router, _, subjects = fitted(base, double)
+    router, _, reader = fitted(base, double)
     for edit in EDITS[2:]:
-        assert best(base, router, subjects, edit.prompt)[0] > router.threshold
+        assert best(base, router, reader, edit.prompt)[0] > router.threshold
 
 
 def test_without_any_edit_nothing_is_reached(base: BaseModel) -> None:
@@ -94,11 +101,70 @@ def test_text_that_mentions_an_edits_subject_is_no_negative(base: BaseModel) -> 
     assert len(same.negative_scores["unrelated"]) == len(plain.negative_scores["unrelated"])
 
 
+def test_edits_whose_subject_is_unknown_are_reached_and_calibrated_apart(base: BaseModel) -> None:
+    nameless = [*EDITS, Edit(prompt="why is it so?", target="x")]
+    router, _, reader = fitted(base, nameless)
+    assert reader.known_E.tolist() == [True] * len(EDITS) + [False]
+    score, entry = best(base, router, reader, "why is it so?")
+    assert (entry, score > router.threshold) == (len(EDITS), True)
+    assert best(base, router, reader, EDITS[0].prompt)[0] > router.threshold
+
+
+def test_a_wrong_subject_does_not_shut_the_edit_out(base: BaseModel) -> None:
+    wrong = [edit.model_copy(update={"subject": "Somebody Else"}) for edit in EDITS]
+    router, _, reader = fitted(base, wrong)
+    for index, edit in enumerate(wrong):
+        score, entry = best(base, router, reader, edit.prompt)
+        assert (entry, score > router.threshold) == (index, True)
+
+
+def test_same_seed_same_bytes(base: BaseModel) -> None:
+    assert encode_router(fitted(base, EDITS)[0]) == encode_router(fitted(base, EDITS)[0])
+
+
+@pytest.fixture
+def tiny_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    encoder = Encoder(save_encoder(tmp_path))
+    monkeypatch.setattr(router_fit, "shared_encoder", lambda: encoder)
+    return encoder
+
+
+def test_auto_uses_the_encoder_where_there_is_one(base: BaseModel, tiny_encoder: Encoder) -> None:
+    router, _, _ = fitted(base, EDITS, RouterSection())
+    assert router.encoder == tiny_encoder.fingerprint
+    assert router.asked_EM.shape == router.relation_EM.shape == (len(EDITS), 16)
+    copy = decode_router(encode_router(router), device=torch.device("cpu"))
+    assert copy.encoder == router.encoder
+    assert torch.equal(copy.relation_EM, router.relation_EM)
+    # Who leads whom is the same relation, whatever the name.
+    torch.testing.assert_close(router.relation_EM[0], router.relation_EM[2])
+
+
+def test_auto_does_without_an_encoder(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_fit, "shared_encoder", lambda: None)
+    router, _, _ = fitted(base, EDITS, RouterSection())
+    assert router.encoder == ""
+    assert router.weights_S[2:].tolist() == [0, 0]
+
+
 def test_a_stored_router_is_the_same_router(base: BaseModel) -> None:
-    router, _, _ = fitted(base, EDITS)
+    router, _, reader = fitted(base, EDITS)
     copy = decode_router(encode_router(router), device=torch.device("cpu"))
     states = extract(base, wordings(EDITS[0], base.tokenizer, prefixes=[], max_tokens=256)).states_ND
-    mentions = torch.ones(len(states), len(EDITS))
-    assert torch.equal(copy.scores(copy.signals(states, mentions)), router.scores(router.signals(states, mentions)))
-    assert (copy.threshold, copy.bias) == (router.threshold, router.bias)
-    assert plain_prompt_ids("", base.tokenizer) is not None
+    readings = reader.read([EDITS[0].prompt] * len(states))
+    assert copy.match(states, readings) == router.match(states, readings)
+    assert (copy.threshold, copy.keys_floor) == (router.threshold, router.keys_floor)
+
+
+def test_a_router_of_an_older_release_scores_as_it_did(base: BaseModel) -> None:
+    """Before there was an encoder a score was w·cosine + v·subject + bias."""
+    router, _, reader = fitted(base, EDITS)
+    old = {name: getattr(router, name) for name in ("mean_D", "whiten_DD", "keys_ND", "entry_N", "memory_E")}
+    old |= {"weights_S": torch.tensor([5.0, 2.0])}
+    old |= {name: torch.tensor(value, dtype=torch.float64) for name, value in (("bias", -1.5), ("threshold", 0.25))}
+    upgraded = decode_router(save(old), device=torch.device("cpu"))
+    states = extract(base, wordings(EDITS[0], base.tokenizer, prefixes=[], max_tokens=256)[:1]).states_ND
+    (match,) = upgraded.match(states, reader.read([EDITS[0].prompt]))
+    assert match.entry == 0
+    assert match.score == pytest.approx(5.0 * match.cosine + 2.0 - 1.5, abs=1e-5)
+    assert upgraded.threshold == 0.25

@@ -1,0 +1,79 @@
+"""What the text signals see of a prompt."""
+
+import pytest
+import torch
+
+from pipeline.models.encoder import Encoder
+from pipeline.models.mentions import PARTLY, WHOLE
+from pipeline.models.readings import TextReader
+from pipeline.storage.bank import BankEntry
+from pipeline.wise.routing import Reading
+from tests.tiny_world import save_encoder
+
+
+def bank(*edits: tuple[str, str | None]) -> list[BankEntry]:
+    return [BankEntry(str(i), prompt, "x", subject, 0) for i, (prompt, subject) in enumerate(edits)]
+
+
+BANK = bank(
+    ("who leads oslo", "oslo"), ("where was Ann Lee born", "Ann Lee"), ("who leads rome", "rome"), ("why", None)
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return Encoder(save_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def subjects(reading: Reading) -> dict[int, float]:
+    return dict(zip(reading.entries_C.tolist(), reading.subject_C.tolist(), strict=True))
+
+
+def test_only_what_is_asked_is_read() -> None:
+    reader = TextReader(BANK, None)
+    (end, before) = reader.read(["Where is that? who leads oslo", "who leads oslo?\nwhere is Paris now?"])
+    assert subjects(end) == {0: WHOLE}
+    assert subjects(before) == {}
+
+
+def test_a_question_about_two_subjects_mentions_both() -> None:
+    (reading,) = TextReader(BANK, None).read(["who leads oslo and who leads rome"])
+    assert subjects(reading) == {0: WHOLE, 2: WHOLE}
+
+
+def test_a_pronoun_points_at_the_subject_named_last_and_only_in_part() -> None:
+    reader = TextReader(BANK, None)
+    asked = "Ann Lee came to see us.\nAnd where exactly was she born?"
+    assert subjects(reader.read([asked])[0]) == {1: PARTLY}
+    assert subjects(reader.read([asked.replace("she", "Bob")])[0]) == {}
+
+
+def test_a_subject_its_prompt_does_not_mention_is_replaced_or_unknown() -> None:
+    reader = TextReader(bank(("where was Ann Lee born", "Bob"), ("why", "Bob")), None)
+    assert reader.known_E.tolist() == [True, False]
+    assert subjects(reader.read(["who is Ann Lee now"])[0]) == {0: WHOLE}
+
+
+def test_masking_the_subject_leaves_the_relation(encoder: Encoder) -> None:
+    asked_EM, relation_EM = TextReader(BANK, encoder).embeddings()
+    assert torch.equal(relation_EM[0], relation_EM[2])  # who leads X
+    assert not torch.equal(asked_EM[0], asked_EM[2])
+    (reading,) = TextReader(BANK, encoder).read(["who leads rome"])
+    torch.testing.assert_close(reading.masked_RM[int(reading.masked_C[0])].half(), relation_EM[2], atol=1e-3, rtol=0)
+
+
+def test_a_text_is_read_to_the_bit_as_it_is_alone(encoder: Encoder) -> None:
+    texts = ["who leads rome", "a", "who leads oslo and who leads rome", "b " * 60]
+    together = TextReader(BANK, encoder).read(texts)
+    encoder._remembered.clear()
+    for text, reading in zip(reversed(texts), reversed(together), strict=True):
+        (alone,) = TextReader(BANK, encoder).read([text])
+        assert torch.equal(alone.asked_M, reading.asked_M)
+        assert torch.equal(alone.masked_RM, reading.masked_RM)
+        assert subjects(alone) == subjects(reading)
+
+
+def test_without_an_encoder_only_subjects_are_read() -> None:
+    reader = TextReader(BANK, None)
+    assert reader.embeddings()[0].shape == (4, 0)
+    assert reader.read(["who leads rome"])[0].asked_M.shape == (0,)
