@@ -31,6 +31,7 @@ from pipeline.wise.routing import Router, whitened
 SWAPS_PER_SUBJECT = 4
 SURE_QUANTILE = 0.25
 SAME_QUESTION = 0.98  # cosine; the demo's different questions about one subject stay below 0.9
+WORDS_BEFORE_A_NAME = 4
 MOST_QUERIES = 2000  # per kind; a 0.5 % rate is then still an average over ten
 
 
@@ -180,7 +181,11 @@ def _unrelated(
 ) -> Questions | None:
     """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is not here."""
     named = [entry.subject for entry in entries if entry.subject]
-    statements = [text for text in foreign if named and "?" not in asked(text)]  # a question and a name may ask an edit
+    # A question and a name may ask an edit, and so may a name almost alone: "The Great Plateau" is most of "Great
+    # Plateau is in".
+    statements = [
+        text for text in foreign if named and "?" not in asked(text) and len(text.split()) >= WORDS_BEFORE_A_NAME
+    ]
     return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in statements)])
 
 
