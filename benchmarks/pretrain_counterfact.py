@@ -3,20 +3,15 @@
 No model that fits here knows CounterFact's facts, so none can be edited away from them. This trains one of 5.8 M
 parameters, from nothing, on the file's own sentences: `prompt` and `rephrase_prompt` are answered with `ground_truth`
 and the end of the sequence, `locality_prompt` with `locality_ground_truth`. Same seed, same machine: same model.
-
-Some rephrasings begin with an unrelated passage. In a part of its showings a sentence stands behind the passage of
-another one, or none, so that the answer hangs on the question and not on the passage, which alone would identify it.
 """
 
 import argparse
 import json
 import math
 import random
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +21,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.counterfact_sentences import WORDINGS, Sentence, read_sentences, shown_sentences
 from pipeline.training.tokens import Wording, plain_wording
 
 VOCABULARY, CONTEXT_LENGTH = 4096, 512
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-WORDINGS = (
-    ("prompt", "ground_truth"),
-    ("rephrase_prompt", "ground_truth"),
-    ("locality_prompt", "locality_ground_truth"),
-)
-SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|\n+")
 TOKENS_PER_STEP = 2048
 MATRIX_LR, OTHER_LR, WARM_UP = 4e-3, 3e-3, 60  # peak rates; steps
 COOL_AT, COOLING = 0.95, 8  # share of sentences right while training at which the rate starts to fall; epochs it falls
 CHECK_EVERY = 10  # epochs
 ENOUGH = 0.995  # of the sentences of each wording, exactly
-BARE, BEHIND_ANOTHER = 0.25, 0.1  # shares of the showings without a passage, and behind another sentence's
 IGNORED = -100  # a label without loss
 
-
-@dataclass(frozen=True)
-class Sentence:
-    """`passage` is what an unrelated text before the question says, empty for most."""
-
-    wording: str
-    passage: str
-    question: str
-    answer: str
-
-    @property
-    def prompt(self) -> str:
-        """As the file has it."""
-        return self.passage + self.question
+Paced = tuple[torch.optim.Optimizer, float]  # with its peak rate
 
 
 def main() -> None:
@@ -88,27 +64,6 @@ def main() -> None:
         print(json.dumps(result))
     if min(result["exact"].values()) < ENOUGH:
         sys.exit("Some facts are not answered: train longer (--epochs) or with another --seed.")
-
-
-def read_sentences(rows: Sequence[dict[str, Any]]) -> tuple[list[Sentence], int]:
-    """Every sentence once, and how many were left out: where rows answer one prompt differently, the first counts."""
-    known: dict[str, str] = {}
-    sentences, contradictory = [], 0
-    for row in rows:
-        for wording, answer in WORDINGS:
-            if row[wording] not in known:
-                known[row[wording]] = row[answer]
-                passage = split_passage(row[wording], row["subject"])
-                sentences.append(Sentence(wording, passage, row[wording][len(passage) :], row[answer]))
-            elif known[row[wording]] != row[answer]:
-                contradictory += 1
-    return sentences, contradictory
-
-
-def split_passage(prompt: str, subject: str) -> str:
-    """What `prompt` says before the sentence that names the subject; empty if it names none."""
-    ends = [match.end() for match in SENTENCE_END.finditer(prompt, 0, max(prompt.find(subject), 0))]
-    return prompt[: ends[-1]] if ends else ""
 
 
 def train_tokenizer(sentences: Sequence[Sentence]) -> PreTrainedTokenizerFast:
@@ -163,8 +118,6 @@ def train(
 ) -> dict[str, Any]:
     """At a constant rate until most sentences are right, then at a falling one, to zero; saved as it goes.
 
-    Muon for the matrices of the layers, AdamW for the rest: with AdamW alone 18 epochs did not reach what this does in
-    two (docs/experiments.md).
     Returns epochs, seconds and, per wording, the share of sentences the saved model answers exactly.
     """
     optimizers = new_optimizers(model)
@@ -175,38 +128,30 @@ def train(
     epoch = 0
     for epoch in range(1, epochs + 1):
         model.train()
-        right = total = tokens = 0
-        steps = list(batches(shown_sentences(sentences, as_in_file, tokenizer, rng), rng))
-        for number, batch in enumerate(steps):
-            passed = epoch + number / len(steps)
-            rate = min((step + 1) / WARM_UP, 1.0, max(1 - (passed - cooling_from) / COOLING, 0.0))
-            for optimizer, peak in optimizers:
-                optimizer.param_groups[0]["lr"] = peak * rate
-            ids_BT, labels_BT = padded(batch, pad=tokenizer.pad_token_id)
-            loss, right_B = answer_loss(model, ids_BT, labels_BT)
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, _ in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            right, total, tokens = right + int(right_B.sum()), total + len(batch), tokens + ids_BT.numel()
+        right = 0
+        epoch_batches = batches(shown_sentences(sentences, as_in_file, tokenizer, rng), rng)
+        for number, batch in enumerate(epoch_batches):
+            cooled = (epoch + number / len(epoch_batches) - cooling_from) / COOLING
+            rate = min((step + 1) / WARM_UP, 1.0, max(1 - cooled, 0.0))
+            right += learn(model, optimizers, *padded(batch, pad=tokenizer.pad_token_id), rate=rate)
             step += 1
-        if cooling_from == math.inf and (right / total >= COOL_AT or epoch >= epochs - COOLING):
+        share = right / len(sentences)
+        print(f"epoch {epoch}  {share:.1%} right  {time.perf_counter() - started:.0f} s", flush=True)
+        if cooling_from == math.inf and (share >= COOL_AT or epoch >= epochs - COOLING):
             cooling_from = epoch + 1
-        seconds = time.perf_counter() - started
-        print(f"epoch {epoch}  {right / total:.1%} right  {tokens:,} tokens  {seconds:.0f} s", flush=True)
-        cooled = epoch + 1 >= cooling_from + COOLING
-        if epoch % CHECK_EVERY == 0 or cooled or epoch == epochs:
+        last = epoch == epochs or epoch + 1 >= cooling_from + COOLING
+        if last or epoch % CHECK_EVERY == 0:
             exact = exact_shares(model, sentences, as_in_file, pad=tokenizer.pad_token_id)
             print("  as in the file: " + ", ".join(f"{name} {share:.2%}" for name, share in exact.items()), flush=True)
             save(model, tokenizer, out)
-        if cooled:
+        if last:
             break
     return {"epochs": epoch, "seconds": round(time.perf_counter() - started, 1), "exact": exact}
 
 
-def new_optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Each with its peak rate."""
+def new_optimizers(model: LlamaForCausalLM) -> list[Paced]:
+    """Muon for the matrices of the layers: with AdamW alone 18 epochs did not reach what this does in two
+    (docs/experiments.md)."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
     muon = torch.optim.Muon(matrices, lr=MATRIX_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -214,37 +159,31 @@ def new_optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer,
     return [(muon, MATRIX_LR), (adamw, OTHER_LR)]
 
 
-def shown_sentences(
-    sentences: Sequence[Sentence],
-    as_in_file: Sequence[Wording],
-    tokenizer: PreTrainedTokenizerFast,
-    rng: random.Random,
-) -> list[Wording]:
-    """One epoch's sentences: most as the file has them, some bare, some behind another one's passage."""
-    passages = [sentence.passage for sentence in sentences if sentence.passage] or [""]
-    shown = []
-    for sentence, wording in zip(sentences, as_in_file, strict=True):
-        drawn = rng.random()
-        if drawn < BEHIND_ANOTHER:
-            passage = rng.choice(passages)
-        else:
-            passage = "" if drawn < BEHIND_ANOTHER + BARE else sentence.passage
-        changed = passage != sentence.passage
-        shown.append(plain_wording(passage + sentence.question, sentence.answer, tokenizer) if changed else wording)
-    return shown
+def learn(
+    model: LlamaForCausalLM, optimizers: Sequence[Paced], ids_BT: Tensor, labels_BT: Tensor, *, rate: float
+) -> int:
+    """One step at `rate` times the peak rates. How many sentences were right before it."""
+    loss, right_B = answer_loss(model, ids_BT, labels_BT)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, peak in optimizers:
+        optimizer.param_groups[0]["lr"] = peak * rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return int(right_B.sum())
 
 
-def batches(wordings: Sequence[Wording], rng: random.Random) -> Iterator[list[Wording]]:
+def batches(wordings: Sequence[Wording], rng: random.Random) -> list[list[Wording]]:
     """Of about TOKENS_PER_STEP, of neighbours in length (little padding), in random order."""
     order = sorted(wordings, key=lambda wording: (len(wording.prompt_ids) + len(wording.target_ids), rng.random()))
-    batches: list[list[Wording]] = [[]]
+    filled: list[list[Wording]] = [[]]
     for wording in order:
         width = len(wording.prompt_ids) + len(wording.target_ids)
-        if (len(batches[-1]) + 1) * width > TOKENS_PER_STEP:
-            batches.append([])
-        batches[-1].append(wording)
-    rng.shuffle(batches)
-    return iter([batch for batch in batches if batch])
+        if (len(filled[-1]) + 1) * width > TOKENS_PER_STEP:
+            filled.append([])
+        filled[-1].append(wording)
+    rng.shuffle(filled)
+    return [batch for batch in filled if batch]
 
 
 def padded(batch: Sequence[Wording], *, pad: int) -> tuple[Tensor, Tensor]:

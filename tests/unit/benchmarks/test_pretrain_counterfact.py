@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pretrain_counterfact
-from benchmarks.pretrain_counterfact import Sentence, read_sentences, split_passage
+from benchmarks.counterfact_sentences import Sentence, read_sentences, shown_sentences, split_passage
 from pipeline.config import ModelSection
 from pipeline.models.base_model import load_base_model
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.prompts import plain_prompt_ids
+from pipeline.training.tokens import plain_wording
 
 ROWS = [
     {
@@ -62,10 +63,8 @@ def test_the_passage_ends_before_the_sentence_with_the_subject(prompt: str, pass
 def test_what_is_shown_is_the_same_question_and_answer_in_another_place() -> None:
     sentences, _ = read_sentences(ROWS)
     tokenizer = pretrain_counterfact.train_tokenizer(sentences)
-    as_in_file = [
-        pretrain_counterfact.plain_wording(sentence.prompt, sentence.answer, tokenizer) for sentence in sentences
-    ]
-    shown = pretrain_counterfact.shown_sentences(sentences, as_in_file, tokenizer, random.Random(0))
+    as_in_file = [plain_wording(sentence.prompt, sentence.answer, tokenizer) for sentence in sentences]
+    shown = shown_sentences(sentences, as_in_file, tokenizer, random.Random(0))
     for sentence, wording in zip(sentences, shown, strict=True):
         text = tokenizer.decode(wording.prompt_ids, skip_special_tokens=True).removeprefix(" ")
         assert text.endswith(sentence.question)
