@@ -180,8 +180,9 @@ def _unrelated(
 ) -> Questions | None:
     """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is not here."""
     named = [entry.subject for entry in entries if entry.subject]
-    statements = [text for text in foreign if named and "?" not in asked(text)]  # a question and a name may ask an edit
-    return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in statements)])
+    # Behind a question, or a text cut within a sentence, the name would be asked about.
+    closed = [f"{text.rstrip(' .')}." for text in foreign if named and "?" not in asked(text)]
+    return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in closed)])
 
 
 def _reaching_nothing(base: BaseModel, texts: list[str]) -> Questions | None:
