@@ -89,9 +89,7 @@ def measured(counterfact: Sequence[dict[str, str]], zsre: Sequence[dict[str, str
         figures[f"cf_tpr_other{ending}"] = cf.tpr(cf.others)
         figures[f"zsre_tpr{ending}"] = zs.tpr(zs.neighbours)
         figures[f"zsre_tpr_strict{ending}"] = zs.tpr(zs.neighbours, right=answered.strictly_right)
-        figures[f"cf_tpr_loc_alike_apart{ending}"] = cf.tpr(
-            cf.neighbours, keep=[not a for a in evaluated.neighbours_alike]
-        )
+        figures[f"cf_tpr_loc_alike_apart{ending}"] = cf.tpr(cf.neighbours[~torch.tensor(evaluated.neighbours_alike)])
         both = [torch.cat([getattr(bench, kind) for bench in fit]) for kind in ("neighbours", "others")]
         threshold = max(threshold_at(scores, false_positive_rate=RATE) for scores in both)
         figures[f"threshold{ending}"] = round(threshold, 3)
@@ -177,7 +175,7 @@ def case_of_zsre(rows: Sequence[dict[str, str]]) -> Case:
 def case(
     edits: Sequence[tuple[str, str, str, str]], positives: list[str], neighbours: list[str], alike: list[bool]
 ) -> Case:
-    """`edits`: prompt, subject, new and old answer. Edits of one subject ask the same when an answer is the same."""
+    """`edits`: prompt, subject, new and old answer. Edits of one subject that share either answer ask the same."""
     entries = [BankEntry(str(i), prompt, new, subject, 0) for i, (prompt, subject, new, _) in enumerate(edits)]
     same: dict[tuple[str, str], set[int]] = {}
     for index, (_, subject, new, old) in enumerate(edits):

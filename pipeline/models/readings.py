@@ -29,8 +29,8 @@ class TextReader:
     def __init__(self, entries: Sequence[BankEntry], encoder: Encoder | None) -> None:
         self._encoder = encoder
         self._asked = [asked(entry.prompt) for entry in entries]
-        subjects = [_subject(entry, end) for entry, end in zip(entries, self._asked, strict=True)]
-        self._index = SubjectIndex(subjects)
+        self.subjects = [_subject(entry, end) for entry, end in zip(entries, self._asked, strict=True)]
+        self._index = SubjectIndex(self.subjects)
         self.known_E = torch.tensor([entry in self._index.known for entry in range(len(entries))], dtype=torch.bool)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from pipeline.wise.calibration import (
 from pipeline.wise.routing import SIGNALS, Match, Router, empty_router, whitened, whitening
 
 TEXT_SIGNALS = {"encoder", "relation"}
+MARGIN = 0.05  # of the way from the negatives to the edits' own wordings: users ask in more ways than calibration knows
 HIGHEST_FLOOR = 0.99  # of the keys' cosine, so that identical states still count
 
 
@@ -74,8 +75,10 @@ def fit_router(
         threshold_at(scores[name], false_positive_rate=section.false_positive_rate, asked=kind.asked)
         for name, kind in found.negatives.items()
     )
+    own = _own_scores(router, reader, entries, states)
+    threshold += MARGIN * max(min(own) - threshold, 0.0)
     calibration = Calibration(
-        positive_scores=_own_scores(router, reader, entries, states),
+        positive_scores=own,
         negative_scores={name: kind.tolist() for name, kind in scores.items()},
     )
     return replace(router, threshold=threshold), calibration

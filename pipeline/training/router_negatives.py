@@ -14,7 +14,7 @@ down.
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from pipeline.wise.routing import Router, whitened
 SWAPS_PER_SUBJECT = 4
 SURE_QUANTILE = 0.25
 SAME_QUESTION = 0.98  # cosine; the demo's different questions about one subject stay below 0.9
-WORDS_BEFORE_A_NAME = 4
 MOST_QUERIES = 2000  # per kind; a 0.5 % rate is then still an average over ten
 
 
@@ -66,6 +65,8 @@ def find_questions(
     """Kinds without a question are left out. The router's bank is used, not its weights."""
     rng = random.Random(seed)
     foreign = [text for text in unrelated if not reader.mentions_a_subject(text)]
+    # As the router knows them: an edit without a subject has the likeliest one.
+    entries = [replace(entry, subject=subject) for entry, subject in zip(entries, reader.subjects, strict=True)]
     swapped, paraphrases = _swapped(base, entries, rng)
     siblings, same_answer = _siblings(base, router, entries, states, rng)
     kinds = {
@@ -73,7 +74,7 @@ def find_questions(
         "same_answer": same_answer,
         "swapped": swapped,
         "before": _before(base, entries, foreign, rng),
-        "unrelated": _unrelated(base, entries, foreign, rng),
+        "unrelated": _unrelated(base, entries, foreign, rng, alone=swapped is None),
     }
     return Found({name: kind for name, kind in kinds.items() if kind is not None}, paraphrases)
 
@@ -177,16 +178,17 @@ def _before(
 
 
 def _unrelated(
-    base: BaseModel, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random
+    base: BaseModel, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random, *, alone: bool
 ) -> Questions | None:
-    """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is not here."""
+    """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is not here.
+
+    `alone`: no other kind of negative mentions an edit's subject."""
     named = [entry.subject for entry in entries if entry.subject]
-    # A question and a name may ask an edit, and so may a name almost alone: "The Great Plateau" is most of "Great
-    # Plateau is in".
-    statements = [
-        text for text in foreign if named and "?" not in asked(text) and len(text.split()) >= WORDS_BEFORE_A_NAME
-    ]
-    return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in statements)])
+    # Behind a question, or a text cut within a sentence, the name would be asked about. That is only better than no
+    # negative that mentions a subject.
+    finished = [text for text in foreign if text.endswith((".", "!"))]
+    closed = foreign if not finished and alone else finished
+    return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in closed if named)])
 
 
 def _reaching_nothing(base: BaseModel, texts: list[str]) -> Questions | None:
