@@ -8,9 +8,12 @@ Where the authors' code (EasyEdit) differs from the paper, this follows the pape
 
     theirs                                       here
     SGD with weight_decay 1e-5, applied to W_v'  none: it acts after the mask and leaks out of the subspace
-    one unrelated prompt per edit                each step the next one of D_irr, in shuffled order
+    the target's tokens weigh 1/T each           −log P(y | x) of the whole target
     the target as it stands                      target and end of sequence, so that an answer can end
+    hinges averaged over the rows they catch     averaged over all rows
     ε = 0.88 · mean Δ_act of the eleven rows     ε = Δ_act of the edit itself, bare (`router.activation_ratio` 1)
+
+One unrelated prompt stands beside an edit in all its steps, as in their code.
 
 As in their code, an edit's steps end early when its loss is at most `training.stop_loss` and no longer moves. Only the
 suffix runs: what enters and leaves layer L's FFN before ΔW is the same in every step. The result is that of a
@@ -29,7 +32,7 @@ from pipeline.config import TrainingSection
 from pipeline.errors import TrainingDiverged
 from pipeline.models.suffix import suffix_logits
 from pipeline.training.activations import IGNORED, Activations
-from pipeline.training.edit_stream import EditStream, prompt_tokens
+from pipeline.training.edit_stream import EditStream, last_prompt_keys
 from pipeline.training.fit import Progress
 from pipeline.wise.activation import routing_activation
 from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
@@ -53,7 +56,7 @@ def fit_paper(
     delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
     optimiser = torch.optim.SGD([delta_DF], lr=training.learning_rate)
     rng = random.Random(seed)
-    unrelated = _endlessly(stream.unrelated, rng)
+    unrelated = _endlessly(stream.unrelated_UF, rng)
     past: list[Activations] = []
     threshold, step, holding, seen = float("inf"), 0, 0, 0
     for edit in stream.edits():
@@ -93,7 +96,7 @@ def take_step(
 
 
 def _loss(
-    suffix: PreTrainedModel, edit: Activations, unrelated: Activations, delta_DF: Tensor, training: TrainingSection
+    suffix: PreTrainedModel, edit: Activations, unrelated_F: Tensor, delta_DF: Tensor, training: TrainingSection
 ) -> Tensor:
     """L_edit + L_a of one edit; W a + ΔW a enters at every token."""
     hidden_BTD = edit.hidden_NTD + edit.keys_NTF @ delta_DF.T
@@ -104,7 +107,8 @@ def _loss(
         past_mask_BP=edit.past_mask_NP,
         positions_BT=edit.positions_NT,
     )
-    margins = margin_loss(_activation(edit, delta_DF), _activation(unrelated, delta_DF), Margins(*training.margins))
+    quiet_1 = routing_activation(unrelated_F[None], delta_DF)
+    margins = margin_loss(_activation(edit, delta_DF), quiet_1, Margins(*training.margins))
     return edit_loss(logits_BTV, edit.labels_NT, ignored=IGNORED) + margins
 
 
@@ -114,7 +118,7 @@ def _replay(past: Activations, delta_DF: Tensor, training: TrainingSection) -> T
 
 
 def _activation(prompts: Activations, delta_DF: Tensor) -> Tensor:
-    return routing_activation(prompts.keys_NTF, delta_DF, prompt_tokens(prompts))
+    return routing_activation(last_prompt_keys(prompts), delta_DF)
 
 
 @torch.no_grad()
@@ -122,8 +126,8 @@ def _bare_activation(edit: Activations, delta_DF: Tensor) -> float:
     return float(_activation(edit.select(torch.tensor([0])), delta_DF))
 
 
-def _endlessly(prompts: Activations, rng: random.Random) -> Iterator[Activations]:
+def _endlessly(unrelated_UF: Tensor, rng: random.Random) -> Iterator[Tensor]:
     """One unrelated prompt after another, in a new order each time around."""
     while True:
-        for row in rng.sample(range(len(prompts)), len(prompts)):
-            yield prompts.select(torch.tensor([row]))
+        for row in rng.sample(range(len(unrelated_UF)), len(unrelated_UF)):
+            yield unrelated_UF[row]
