@@ -97,7 +97,7 @@ class RouterSection(Section):
         "scope", description="activation: the paper's Δ_act > ε; it names no edit, so it needs addressing own"
     )
     activation_ratio: float = Field(
-        1.0, gt=0, description="of the smallest Δ_act among the edits, what ε is; the authors' code: 0.88"
+        1.0, gt=0, description="ε, as a share of the smallest Δ_act among the edits; the authors' code: 0.88"
     )
     signals: tuple[Literal["keys", "subject"], ...] = Field(("keys", "subject"), min_length=1)
     false_positive_rate: float = Field(0.005, gt=0, lt=1)

@@ -11,7 +11,6 @@ Where the authors' code (EasyEdit) differs from the paper, this follows the pape
     the target's tokens weigh 1/T each           −log P(y | x) of the whole target
     the target as it stands                      target and end of sequence, so that an answer can end
     hinges averaged over the rows they catch     averaged over all rows
-    ε = 0.88 · mean Δ_act of the eleven rows     ε = Δ_act of the edit itself, bare (`router.activation_ratio` 1)
 
 One unrelated prompt stands beside an edit in all its steps, as in their code.
 
@@ -22,7 +21,6 @@ full-model step (`benchmarks/reference_wise.py` takes them).
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,25 +38,18 @@ from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
 STANDS_STILL = 1e-4  # change of the loss between two steps, as in the authors' code
 
 
-@dataclass(frozen=True)
-class PaperFit:
-    """A finished shard."""
-
-    delta_DF: Tensor  # float32, zero outside the mask
-    threshold: float  # ε: the smallest Δ_act of an edit, each measured when its own training ended
-
-
 def fit_paper(
     suffix: PreTrainedModel, stream: EditStream, *, mask_DF: Tensor, training: TrainingSection, seed: int
-) -> Iterator[Progress | PaperFit]:
-    """Yields Progress after every edit and at last the fit. Raises TrainingDiverged when a loss is not finite. Equal
-    inputs and thread count give equal bytes."""
+) -> Iterator[Progress | Tensor]:
+    """Yields Progress after every edit and at last ΔW (float32, D × F, zero outside the mask).
+
+    Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes."""
     delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
     optimiser = torch.optim.SGD([delta_DF], lr=training.learning_rate)
     rng = random.Random(seed)
     unrelated = _endlessly(stream.unrelated_UF, rng)
     past: list[Activations] = []
-    threshold, step, holding, seen = float("inf"), 0, 0, 0
+    step, holding, seen = 0, 0, 0
     for edit in stream.edits():
         before, beside = float("inf"), next(unrelated)
         for _ in range(training.max_steps):
@@ -75,11 +66,10 @@ def fit_paper(
                 break
             take_step(loss, delta_DF, mask_DF, optimiser, clamp=training.clamp)
             before, step = now, step + 1
-        threshold = min(threshold, _bare_activation(edit, delta_DF))
         past.append(edit)
         holding, seen = holding + len(edit) * (now <= training.stop_loss), seen + len(edit)
         yield Progress(step=step, loss=now, holding=holding, wordings=seen)
-    yield PaperFit(delta_DF.detach(), threshold)
+    yield delta_DF.detach()
 
 
 def take_step(
@@ -119,11 +109,6 @@ def _replay(past: Activations, delta_DF: Tensor, training: TrainingSection) -> T
 
 def _activation(prompts: Activations, delta_DF: Tensor) -> Tensor:
     return routing_activation(last_prompt_keys(prompts), delta_DF)
-
-
-@torch.no_grad()
-def _bare_activation(edit: Activations, delta_DF: Tensor) -> float:
-    return float(_activation(edit.select(torch.tensor([0])), delta_DF))
 
 
 def _endlessly(unrelated_UF: Tensor, rng: random.Random) -> Iterator[Tensor]:
