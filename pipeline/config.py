@@ -120,7 +120,7 @@ class RouterSection(Section):
         "scope", description="activation: the paper's Δ_act > ε; it names no edit, so it needs addressing own"
     )
     activation_ratio: float = Field(
-        1.0, gt=0, description="of the smallest Δ_act among the edits, what ε is; the authors' code: 0.88"
+        1.0, gt=0, description="ε, as a share of the smallest Δ_act among the edits; the authors' code: 0.88"
     )
     signals: Literal["auto"] | Annotated[tuple[Signal, ...], Len(min_length=1)] = Field(
         "auto", description="auto: keys and subject; encoder and relation too where the extra `encoder` is installed"

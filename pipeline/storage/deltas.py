@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import CorruptObject
 from pipeline.storage.parquet import decode_table, encode_table
@@ -39,7 +39,6 @@ class DeltaMetadata(BaseModel):
     config_digest: str
     rows: int
     columns: int
-    activation_threshold: FiniteFloat | None = None  # ε, where the paper's procedure measured it
 
 
 class MemoryMetadata(BaseModel):
@@ -57,7 +56,6 @@ class MemoryMetadata(BaseModel):
     config_digest: str
     rows: int
     columns: int
-    activation_threshold: FiniteFloat | None = None  # the smallest of its shards'
 
 
 @dataclass(frozen=True)

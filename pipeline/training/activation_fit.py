@@ -8,11 +8,13 @@ from torch import Tensor
 from pipeline.models.base_model import BaseModel
 from pipeline.storage.bank import BankEntry
 from pipeline.storage.deltas import SideMemory
-from pipeline.training.edit_stream import choose_unrelated, extract_prompts, prompt_tokens
+from pipeline.training.edit_stream import choose_unrelated, extract_prompt_keys
 from pipeline.training.router_fit import Calibration
 from pipeline.wise.activation import activations_of_memories
 
 BATCH = 64
+BELOW = 1 - 1e-4  # the edit with the smallest Δ_act passes too, however a batch rounds it
+NEVER = float(torch.finfo(torch.float32).max)
 
 
 def fit_thresholds(
@@ -25,8 +27,9 @@ def fit_thresholds(
 ) -> tuple[tuple[float, ...], Calibration]:
     """ε of each memory, and Δ_act relative to it (the largest over the memories; above 1 a side memory answers).
 
-    ε is `ratio` times the smallest Δ_act that training recorded, each edit's when its own steps ended, before shards
-    were merged. A memory trained by another procedure has no such record: the finished memory is asked instead.
+    ε is the smallest Δ_act among the memory's living edits, asked bare, times `ratio` (the paper: 1). Δ_act is that of
+    the finished memory, the W_v' that answers. The authors' code notes each edit's when its own steps end, and takes
+    0.88 of the smallest; but merged shards add up, and then everything is above it (docs/experiments_paper.md).
     """
     if not entries:
         return tuple(1.0 for _ in memories), Calibration([], {})
@@ -35,11 +38,9 @@ def fit_thresholds(
     foreign = choose_unrelated(unrelated, (), [entry.subject for entry in entries])
     unrelated_UM = _strengths(base, foreign, deltas_DF)
     memory_E = torch.tensor([entry.memory for entry in entries])
-    smallest = []
-    for index, memory in enumerate(memories):
-        recorded, asked_E = memory.metadata.activation_threshold, edits_EM[memory_E == index, index]
-        smallest.append(recorded if recorded is not None else float(asked_E.min()) if len(asked_E) else float("inf"))
-    thresholds = tuple(ratio * value for value in smallest)
+    own = [edits_EM[memory_E == index, index] for index in range(len(memories))]
+    # A memory without living edits answers nothing.
+    thresholds = tuple(BELOW * ratio * float(own_E.min()) if len(own_E) else NEVER for own_E in own)
     thresholds_M = torch.tensor(thresholds)
     return thresholds, Calibration(
         positive_scores=(edits_EM / thresholds_M).amax(dim=1).tolist(),
@@ -50,8 +51,8 @@ def fit_thresholds(
 @torch.no_grad()
 def _strengths(base: BaseModel, prompts: Sequence[str], deltas_DF: Sequence[Tensor]) -> Tensor:
     """N × M, prompts that do not fit the model's context left out."""
-    parts = []
-    for start in range(0, len(prompts), BATCH):
-        read = extract_prompts(base, prompts[start : start + BATCH])
-        parts.append(activations_of_memories(read.keys_NTF, deltas_DF, prompt_tokens(read)))
+    parts = [
+        activations_of_memories(extract_prompt_keys(base, prompts[start : start + BATCH]), deltas_DF)
+        for start in range(0, len(prompts), BATCH)
+    ]
     return torch.cat(parts)

@@ -8,9 +8,11 @@ Where the authors' code (EasyEdit) differs from the paper, this follows the pape
 
     theirs                                       here
     SGD with weight_decay 1e-5, applied to W_v'  none: it acts after the mask and leaks out of the subspace
-    one unrelated prompt per edit                each step the next one of D_irr, in shuffled order
+    the target's tokens weigh 1/T each           −log P(y | x) of the whole target
     the target as it stands                      target and end of sequence, so that an answer can end
-    ε = 0.88 · mean Δ_act of the eleven rows     ε = Δ_act of the edit itself, bare (`router.activation_ratio` 1)
+    hinges averaged over the rows they catch     averaged over all rows
+
+One unrelated prompt stands beside an edit in all its steps, as in their code.
 
 As in their code, an edit's steps end early when its loss is at most `training.stop_loss` and no longer moves. Only the
 suffix runs: what enters and leaves layer L's FFN before ΔW is the same in every step. The result is that of a
@@ -19,7 +21,6 @@ full-model step (`benchmarks/reference_wise.py` takes them).
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from pipeline.config import TrainingSection
 from pipeline.errors import TrainingDiverged
 from pipeline.models.suffix import suffix_logits
 from pipeline.training.activations import IGNORED, Activations
-from pipeline.training.edit_stream import EditStream, prompt_tokens
+from pipeline.training.edit_stream import EditStream, last_prompt_keys
 from pipeline.training.fit import Progress
 from pipeline.wise.activation import routing_activation
 from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
@@ -37,25 +38,18 @@ from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
 STANDS_STILL = 1e-4  # change of the loss between two steps, as in the authors' code
 
 
-@dataclass(frozen=True)
-class PaperFit:
-    """A finished shard."""
-
-    delta_DF: Tensor  # float32, zero outside the mask
-    threshold: float  # ε: the smallest Δ_act of an edit, each measured when its own training ended
-
-
 def fit_paper(
     suffix: PreTrainedModel, stream: EditStream, *, mask_DF: Tensor, training: TrainingSection, seed: int
-) -> Iterator[Progress | PaperFit]:
-    """Yields Progress after every edit and at last the fit. Raises TrainingDiverged when a loss is not finite. Equal
-    inputs and thread count give equal bytes."""
+) -> Iterator[Progress | Tensor]:
+    """Yields Progress after every edit and at last ΔW (float32, D × F, zero outside the mask).
+
+    Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes."""
     delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
     optimiser = torch.optim.SGD([delta_DF], lr=training.learning_rate)
     rng = random.Random(seed)
-    unrelated = _endlessly(stream.unrelated, rng)
+    unrelated = _endlessly(stream.unrelated_UF, rng)
     past: list[Activations] = []
-    threshold, step, holding, seen = float("inf"), 0, 0, 0
+    step, holding, seen = 0, 0, 0
     for edit in stream.edits():
         before, beside = float("inf"), next(unrelated)
         for _ in range(training.max_steps):
@@ -72,11 +66,10 @@ def fit_paper(
                 break
             take_step(loss, delta_DF, mask_DF, optimiser, clamp=training.clamp)
             before, step = now, step + 1
-        threshold = min(threshold, _bare_activation(edit, delta_DF))
         past.append(edit)
         holding, seen = holding + len(edit) * (now <= training.stop_loss), seen + len(edit)
         yield Progress(step=step, loss=now, holding=holding, wordings=seen)
-    yield PaperFit(delta_DF.detach(), threshold)
+    yield delta_DF.detach()
 
 
 def take_step(
@@ -93,7 +86,7 @@ def take_step(
 
 
 def _loss(
-    suffix: PreTrainedModel, edit: Activations, unrelated: Activations, delta_DF: Tensor, training: TrainingSection
+    suffix: PreTrainedModel, edit: Activations, unrelated_F: Tensor, delta_DF: Tensor, training: TrainingSection
 ) -> Tensor:
     """L_edit + L_a of one edit; W a + ΔW a enters at every token."""
     hidden_BTD = edit.hidden_NTD + edit.keys_NTF @ delta_DF.T
@@ -104,7 +97,8 @@ def _loss(
         past_mask_BP=edit.past_mask_NP,
         positions_BT=edit.positions_NT,
     )
-    margins = margin_loss(_activation(edit, delta_DF), _activation(unrelated, delta_DF), Margins(*training.margins))
+    quiet_1 = routing_activation(unrelated_F[None], delta_DF)
+    margins = margin_loss(_activation(edit, delta_DF), quiet_1, Margins(*training.margins))
     return edit_loss(logits_BTV, edit.labels_NT, ignored=IGNORED) + margins
 
 
@@ -114,16 +108,11 @@ def _replay(past: Activations, delta_DF: Tensor, training: TrainingSection) -> T
 
 
 def _activation(prompts: Activations, delta_DF: Tensor) -> Tensor:
-    return routing_activation(prompts.keys_NTF, delta_DF, prompt_tokens(prompts))
+    return routing_activation(last_prompt_keys(prompts), delta_DF)
 
 
-@torch.no_grad()
-def _bare_activation(edit: Activations, delta_DF: Tensor) -> float:
-    return float(_activation(edit.select(torch.tensor([0])), delta_DF))
-
-
-def _endlessly(prompts: Activations, rng: random.Random) -> Iterator[Activations]:
+def _endlessly(unrelated_UF: Tensor, rng: random.Random) -> Iterator[Tensor]:
     """One unrelated prompt after another, in a new order each time around."""
     while True:
-        for row in rng.sample(range(len(prompts)), len(prompts)):
-            yield prompts.select(torch.tensor([row]))
+        for row in rng.sample(range(len(unrelated_UF)), len(unrelated_UF)):
+            yield unrelated_UF[row]

@@ -48,7 +48,6 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
             keyed_ridge=config.merge.keyed_ridge,
         )
     )
-    thresholds = [of_shard.activation_threshold for of_shard in metadata if of_shard.activation_threshold is not None]
     side_memory = SideMemory(
         metadata=MemoryMetadata(
             model_fingerprint=metadata[0].model_fingerprint,
@@ -59,7 +58,6 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
             config_digest=config.digest("shards", "training", "merge"),
             rows=merged_DF.shape[0],
             columns=merged_DF.shape[1],
-            activation_threshold=min(thresholds) if len(thresholds) == len(metadata) else None,
         ),
         matrix=merged_DF.numpy(),
     )

@@ -13,9 +13,9 @@ from pipeline.storage.deltas import DeltaMetadata
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
 from pipeline.training.addressing import read_matched
-from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompts
+from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompt_keys
 from pipeline.training.fit import Progress, fit
-from pipeline.training.fit_paper import PaperFit, fit_paper
+from pipeline.training.fit_paper import fit_paper
 from pipeline.training.planning import MemoryPlan, ShardPlan
 from pipeline.training.shard_files import BareWording, read_keys, shard_mask, write_delta, write_keys, write_states
 from pipeline.training.tokens import choose_prefixes, wordings
@@ -57,7 +57,7 @@ def extract_shard(
         return activations
     subjects = [edit.subject for edit in shard.edits]
     unrelated = choose_unrelated(prefix_pool, config.training.unrelated_prompts, subjects)
-    return EditStream(activations, tuple(map(len, asked)), extract_prompts(base, unrelated))
+    return EditStream(activations, tuple(map(len, asked)), extract_prompt_keys(base, unrelated))
 
 
 def train_shard(
@@ -92,9 +92,6 @@ def train_shard(
     for item in _fit(suffix, store, memory, shard, extracted, mask_DF=mask_DF, config=config):
         if isinstance(item, Progress):
             yield item
-        elif isinstance(item, PaperFit):
-            measured = metadata.model_copy(update={"activation_threshold": item.threshold})
-            write_delta(store, shard, item.delta_DF.cpu(), mask_DF, metadata=measured)
         else:
             write_delta(store, shard, item.cpu(), mask_DF, metadata=metadata)
 
@@ -108,7 +105,7 @@ def _fit(
     *,
     mask_DF: Tensor,
     config: Config,
-) -> Iterator[Progress | Tensor | PaperFit]:
+) -> Iterator[Progress | Tensor]:
     """By the procedure that the shard was extracted for."""
     device, seed = suffix.device, config.training.seed + shard.index
     if isinstance(extracted, EditStream):

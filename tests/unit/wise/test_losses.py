@@ -51,9 +51,9 @@ def test_replay_keeps_past_edits_loud_and_other_memories_edits_quiet() -> None:
     assert float(replay_loss(torch.zeros(0), torch.zeros(0), MARGINS)) == 0
 
 
-def test_the_edit_loss_is_nats_per_target_token() -> None:
+def test_the_edit_loss_is_minus_log_p_of_the_target() -> None:
     """Oracle: −log of the probabilities, the padded token left out, rows weighing the same."""
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], [[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]]))
     labels = torch.tensor([[0, 2], [1, -100]])
-    wanted = (-(math.log(0.5) + math.log(0.8)) / 2 - math.log(0.7)) / 2
+    wanted = (-(math.log(0.5) + math.log(0.8)) - math.log(0.7)) / 2
     assert float(edit_loss(logits, labels, ignored=-100)) == pytest.approx(wanted)
