@@ -88,8 +88,9 @@ class SubjectIndex:
             named = [place[word] for word in telling if word in place and word in self._sharing]
             if 2 * len(named) >= len(telling):
                 first, last = min(named), max(named)
-                inside = _inside_longer_name(text, tokens, first, last + 1, first_word_too=True)
-                alone = tokens[last].word == subject[-1] and not inside
+                alone = tokens[last].word == subject[-1] and not _inside_longer_name(
+                    text, tokens, first, last + 1, part=True
+                )
                 value = BY_LAST_WORD if alone else PARTLY
                 yield Mention(self._entries[subject], tokens[first].start, tokens[last].end, value)
 
@@ -108,14 +109,13 @@ def likely_subject(prompt: str) -> str | None:
     return prompt[longest[0].start : longest[-1].end] if longest else None
 
 
-def _inside_longer_name(
-    text: str, tokens: Sequence[_Token], first: int, last: int, *, first_word_too: bool = False
-) -> bool:
+def _inside_longer_name(text: str, tokens: Sequence[_Token], first: int, last: int, *, part: bool = False) -> bool:
     """Is a capitalised word joined to the mention by a blank or hyphen alone ("Tokyo Shimbun")? Only a text that has
-    small letters too can say so. A word that begins it is capitalised anyway; `first_word_too` counts it even so."""
+    small letters too can say so. A word that begins it is capitalised anyway, but before a part of a subject it is
+    probably another first name."""
     if text.upper() == text or not text[tokens[first].start].isupper():
         return False
-    before = range(first - 1, first) if first > (0 if first_word_too else 1) else ()
+    before = range(first - 1, first) if first > (0 if part else 1) else ()
     after = range(last, last + 1) if last < len(tokens) else ()
     for other in (*before, *after):
         left, right = (other, first) if other < first else (last - 1, other)

@@ -105,8 +105,10 @@ def _bank(
     reader: TextReader,
     encoder: Encoder | None,
 ) -> Router:
-    """The router's tensors, before anything is fitted."""
-    mean_D = read_prompts(base, [plain_prompt_ids(text, base.tokenizer) for text in unrelated]).states_ND.mean(dim=0)
+    """The router's tensors, before anything is fitted. A model that writes nothing by itself leaves no unrelated text;
+    the mean is then over the edits."""
+    elsewhere = [plain_prompt_ids(text, base.tokenizer) for text in unrelated]
+    mean_D = (read_prompts(base, elsewhere).states_ND if elsewhere else torch.cat(list(states))).mean(dim=0)
     whiten_DD = whitening(torch.cat([states_WD - states_WD.mean(dim=0) for states_WD in states]))
     asked_EM, relation_EM = reader.embeddings()
     return Router(

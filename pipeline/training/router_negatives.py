@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.edits import normalise
 from pipeline.models.base_model import BaseModel
+from pipeline.models.mentions import WHOLE
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.questions import asked
 from pipeline.models.readings import TextReader
@@ -68,7 +69,7 @@ def find_questions(
     # As the router knows them: an edit without a subject has the likeliest one.
     entries = [replace(entry, subject=subject) for entry, subject in zip(entries, reader.subjects, strict=True)]
     swapped, paraphrases = _swapped(base, entries, rng)
-    siblings, same_answer = _siblings(base, router, entries, states, rng)
+    siblings, same_answer = _siblings(base, router, reader, entries, states, rng)
     kinds = {
         "sibling": siblings,
         "same_answer": same_answer,
@@ -80,11 +81,17 @@ def find_questions(
 
 
 def _siblings(
-    base: BaseModel, router: Router, entries: Sequence[BankEntry], states: Sequence[Tensor], rng: random.Random
+    base: BaseModel,
+    router: Router,
+    reader: TextReader,
+    entries: Sequence[BankEntry],
+    states: Sequence[Tensor],
+    rng: random.Random,
 ) -> tuple[Questions | None, Questions | None]:
     """Other edits' own prompts, and those of them whose old answer is not theirs alone. Two edits that ask the same
-    thing are no negatives of each other: the same prompt, the same subject with the same new answer, or states so near
-    that no router could tell them apart where the subjects do not."""
+    thing are no negatives of each other: the same prompt, the same subject with the same new answer, one that mentions
+    the other's subject and that the unedited model answers alike, or states so near that no router could tell them
+    apart where the subjects do not."""
     if len(entries) < 2:
         return None, None
     chosen = sorted(rng.sample(range(len(entries)), min(len(entries), MOST_QUERIES)))
@@ -100,12 +107,16 @@ def _siblings(
         same |= {other for other in near if not _subjects_differ(entries[index], entries[other])}
         hidden.append(frozenset(same | {index}))
     texts = [entries[index].prompt for index in chosen]
+    answers = dict(zip(chosen, _read(base, texts).answers_N.tolist(), strict=True))
+    for row, (index, reading) in enumerate(zip(chosen, reader.read(texts), strict=True)):
+        named = reading.entries_C[reading.subject_C == WHOLE].tolist()
+        hidden[row] |= {other for other in named if answers.get(other) == answers[index]}
     siblings = Questions(torch.stack([states[index][0] for index in chosen]), texts, hidden, asked=len(chosen))
     sharing: dict[int, list[int]] = defaultdict(list)
-    for row, answer in enumerate(_read(base, texts).answers_N.tolist()):
-        sharing[answer].append(row)
+    for row, index in enumerate(chosen):
+        sharing[answers[index]].append(row)
     rows = sorted(row for same in sharing.values() if len(same) > 1 for row in same)
-    return siblings, _chosen(siblings, rows, asked=len(rows))
+    return siblings, _chosen(siblings, rows, asked=len(chosen))
 
 
 def _things_asked(entry: BankEntry) -> list[tuple[str, ...]]:

@@ -39,7 +39,7 @@ def test_a_part_is_less_than_the_whole_and_a_last_word_more_than_another_part() 
     assert values(subjects, "where was Darrieux born") == {0: BY_LAST_WORD}
     assert values(subjects, "where was Danielle born") == {0: PARTLY}
     assert values(subjects, "where was Paul Darrieux born") == {0: PARTLY}
-    assert values(subjects, "Paul Darrieux was born in") == {0: PARTLY}, "a name may begin a prompt"
+    assert values(subjects, "Paul Darrieux was born in") == {0: PARTLY}
     assert values(subjects, "where was he born") == {}
 
 
