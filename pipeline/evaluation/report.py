@@ -113,10 +113,24 @@ def _work(report: Mapping[str, Any]) -> str:
         ("Side memories", f"{report['memories']:,}"),
         ("Shards trained", f"{len(shards) - reused:,}"),
         ("Shards reused", f"{reused:,}"),
+        *_polished(report.get("polish", ())),
         *((f"Seconds to {escape(phase)}", f"{seconds:,.1f}") for phase, seconds in report["seconds"].items()),
         ("Seconds in all", f"{sum(report['seconds'].values()):,.1f}"),
     ]
     return _table(("What", "How much"), rows, numbers=(1,))
+
+
+def _polished(memories: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """How many wordings hold in the memories that were merged now, and after the second attempt."""
+    if not memories:
+        return []
+    wordings, merged, polished = (
+        sum(memory[key] for memory in memories) for key in ("wordings", "held_merged", "held_polished")
+    )
+    return [
+        ("Wordings that held as merged", f"{merged:,} of {wordings:,}"),
+        ("Wordings that hold when polished", f"{polished:,} of {wordings:,}"),
+    ]
 
 
 def _losses(report: Mapping[str, Any]) -> str:

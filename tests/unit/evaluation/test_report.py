@@ -248,3 +248,13 @@ def test_a_larger_score_lies_further_right_and_the_threshold_between() -> None:
     line = re.search(r'class="threshold" x1="([\d.]+)"', drawn)
     assert line
     assert below < float(line[1]) < above
+
+
+def test_what_polishing_did_is_told_over_all_memories_and_older_reports_have_none(
+    report: dict[str, Any],
+) -> None:
+    memories = [{"memory": 0, "steps": 9, "wordings": 1000, "held_merged": 400, "held_polished": 990}] * 2
+    page = render_html(report | {"polish": memories})
+    assert "800 of 2,000" in page
+    assert "1,980 of 2,000" in page
+    assert "as merged" not in render_html({key: value for key, value in report.items() if key != "polish"})
