@@ -178,6 +178,14 @@ class Config(Section):
     resources: ResourcesSection = ResourcesSection()
     serve: ServeSection = ServeSection()
 
+    @model_validator(mode="after")
+    def polish_is_not_the_papers(self) -> "Config":
+        if self.training.procedure == "paper" and self.merge.polish_steps:
+            raise ValueError(
+                "training.procedure paper trains on whole prompts, which polishing does not; set merge.polish_steps to 0"
+            )
+        return self
+
     def digest(self, *sections: str) -> str:
         """Hash of the named sections: what is computed from them alone is found again by it."""
         chosen = self.model_dump(mode="json", include=set(sections))
@@ -265,11 +273,9 @@ def _sentence(error: ValidationError) -> str:
         hint = f"did you mean {near[0]}?" if near else f"valid names are {', '.join(valid)}."
         return f"Unknown config key {name}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    return (
-        f"Config {name}: {message} (it is {first['input']!r})."
-        if first["type"] != "value_error"
-        else f"Config {name}: {message}."
-    )
+    if first["type"] == "value_error":
+        return f"Config {name}: {message}." if name else f"Config: {message}."
+    return f"Config {name}: {message} (it is {first['input']!r})."
 
 
 def _section_fields(where: Sequence[str]) -> Mapping[str, Any]:

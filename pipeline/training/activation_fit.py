@@ -29,7 +29,7 @@ def fit_thresholds(
 
     ε is the smallest Δ_act among the memory's living edits, asked bare, times `ratio` (the paper: 1). Δ_act is that of
     the finished memory, the W_v' that answers. The authors' code notes each edit's when its own steps end, and takes
-    0.88 of the smallest; but merged shards add up, and then everything is above it (docs/experiments_paper.md).
+    0.88 of the smallest; but merged shards add up, and then everything is above it (docs/experiments.md).
     """
     if not entries:
         return tuple(1.0 for _ in memories), Calibration([], {})

@@ -11,7 +11,7 @@ where the decision is needed, and where the state has seen the whole question. T
     once per forward: each new token decides anew   once per sequence, at prefill
 
 Questions of one kind share most of their tokens, so that a mean over them can hardly be loud for one and quiet for the
-other (docs/experiments_paper.md). A(x) lies before W_v, so nothing a memory does changes it: the decision can be taken
+other (docs/experiments.md). A(x) lies before W_v, so nothing a memory does changes it: the decision can be taken
 inside the forward it steers.
 
 Shape letters: B prompts, M memories, D d_model, F d_ff.

@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("router.signals=[]", "Config router.signals: "),
         ("merge.density=0", r"Config merge.density: .*\(it is 0\)"),
         ("shards", "does not read as section.key=value"),
+        ("training.procedure=paper", "Config: training.procedure paper trains on whole prompts"),
         ("shards.density=[", "the value is not valid YAML"),
     ],
 )
