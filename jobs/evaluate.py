@@ -1,6 +1,5 @@
 """`wiseline evaluate`: how well edits of a data set hold on a model, by the code of a real round."""
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ from pipeline.config import Config, load_config
 
 if TYPE_CHECKING:
     from jobs.evaluation_sets import EvaluationSet
+    from pipeline.config import EditsSection
     from pipeline.evaluation.measure import Measurement
 
 SWEEP_FOLDER = Path("sweep")
-OPEN_GATE = ("round.min_reliability=0", "round.min_generalization=0", "round.min_locality=0")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def evaluate(setting: Setting, edits: Path, *, format: str = "auto", n: int | No
     """What --json prints. Raises ConfigError or NotFound about what was asked for, and what a round raises."""
     from jobs.evaluation_sets import read_evaluation_set
 
-    limits = load_config(setting.config, overrides=setting.overrides).edits
-    chosen = read_evaluation_set(edits, format=format, n=n, limits=limits)
+    chosen = read_evaluation_set(edits, format=format, n=n, limits=limits(setting))
     with tempfile.TemporaryDirectory(prefix="wiseline-evaluate-") as folder:
         config = settled(
             setting,
@@ -106,37 +104,45 @@ def evaluate(setting: Setting, edits: Path, *, format: str = "auto", n: int | No
         return _evaluate_in(Path(folder), config, chosen, setting)
 
 
+def limits(setting: Setting) -> "EditsSection":
+    """How long a prompt and a target may be; the rest of the config needs the data set."""
+    return load_config(setting.config, overrides=[one for one in setting.overrides if one.startswith("edits.")]).edits
+
+
 def settled(setting: Setting, *, edits: int, store: Path, out_of_scope: Sequence[str] = ()) -> Config:
-    """The config of this evaluation: the user's, then the preset, then what the options say."""
+    """The config of this evaluation: the file's, then the preset, then what the options say, then --set. The store, the
+    seed and the open gate are the evaluation's own."""
     from pipeline.errors import ConfigError
     from pipeline.presets import apply_preset
 
     if setting.variant not in ("merge", "retrieve"):
         raise ConfigError(f"--variant {setting.variant!r} is unknown; it is merge or retrieve.")
-    asked = [f"model.path={setting.model}", f"store.uri={store}", f"training.seed={setting.seed}"]
-    asked += [f"round.evaluate_edits={edits}", *OPEN_GATE]
-    config = apply_preset(
-        load_config(setting.config, overrides=[*setting.overrides, *asked]),
-        setting.preset,
-        model_path=str(setting.model),
-    )
-    changed = _layout(config, setting, edits=edits)
+    config = apply_preset(load_config(setting.config), setting.preset, model_path=str(setting.model))
+    said = []
     if setting.merge:
-        changed.append(f"merge.method={setting.merge.replace('-', '_')}")
+        said.append(f"merge.method={setting.merge.replace('-', '_')}")
     if setting.router:
-        changed.append(f"router.method={setting.router}")
+        said.append(f"router.method={setting.router}")
+    if setting.router == "activation":  # it names no edit whose keys could be read
+        said.append("router.addressing=own")
+    config = config.overridden([*said, *setting.overrides])
+    config = config.overridden([*_layout(config, setting, edits=edits), *setting.overrides])
+    sections = config.model_dump()
+    sections["model"]["path"] = str(setting.model.resolve() if setting.model.is_dir() else setting.model)
+    sections["store"] = {"uri": str(store)}
+    sections["training"]["seed"] = setting.seed
     if setting.preset == "paper" and out_of_scope:  # the paper's x_i; without any, text the base model writes
-        changed.append(f"training.unrelated_prompts={json.dumps(out_of_scope)}")
-    # What --set says stands over the preset.
-    return config.overridden([*changed, *setting.overrides, *asked])
+        sections["training"]["unrelated_prompts"] = tuple(out_of_scope)
+    sections["round"] = {"min_reliability": 0, "min_generalization": 0, "min_locality": 0, "evaluate_edits": edits}
+    return Config.model_validate(sections)
 
 
 def _layout(config: Config, setting: Setting, *, edits: int) -> list[str]:
-    """merge: all shards in one memory. retrieve: a memory per shard, and without K the config's own memories."""
+    """merge: all shards in one memory. retrieve: a memory per shard, and without K the config's own memories. Shards
+    are filled one after another, so few edits may fill fewer than K."""
     if setting.variant == "retrieve" and setting.shards is None:
         return []
-    shards = setting.shards or math.ceil(edits / config.shards.edits_per_shard)
-    shards = min(shards, edits)
+    shards = min(setting.shards or math.ceil(edits / config.shards.edits_per_shard), edits)
     per_memory = shards if setting.variant == "merge" else 1
     return [f"shards.edits_per_shard={math.ceil(edits / shards)}", f"shards.shards_per_memory={per_memory}"]
 
@@ -149,6 +155,7 @@ def _evaluate_in(folder: Path, config: Config, chosen: "EvaluationSet", setting:
     from pipeline.actors.model_worker import start_model_worker
     from pipeline.actors.results import fetch
     from pipeline.actors.training_pool import gpus_per_trainer
+    from pipeline.errors import ConfigError
     from pipeline.rounds import run_round
 
     file = folder / "edits.jsonl"
@@ -158,6 +165,8 @@ def _evaluate_in(folder: Path, config: Config, chosen: "EvaluationSet", setting:
         result = run_round(config, observe=progress)
     measured = result.measured
     assert measured is not None, "a fresh store has news"
+    if not result.release.edits:
+        raise ConfigError(f"None of the edits fits the context of {config.model.path}; take shorter ones.")
     worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
     try:
         studied = fetch(worker.study.remote(result.release, chosen.cases, measured))
@@ -198,11 +207,12 @@ def _evaluate_in(folder: Path, config: Config, chosen: "EvaluationSet", setting:
 
 
 def routing(measured: "Measurement") -> dict[str, float | None]:
-    """False positives over all locality prompts and false negatives over the paraphrases, as shares of them."""
+    """Shares: of all locality prompts those that reach a memory, of the paraphrases those that do not reach the memory
+    for their own edit's sake."""
     local = [(kind, share) for kind, share in measured.routed.items() if kind.startswith("locality.")]
     asked = measured.asked
     prompts = sum(asked[kind] for kind, _ in local)
-    reached = measured.routed.get("generalization")
+    reached = measured.reached.get("generalization")
     return {
         "route_fpr": sum(share * asked[kind] for kind, share in local) / prompts if prompts else None,
         "route_fnr": None if reached is None else 1 - reached,
@@ -229,8 +239,8 @@ def show_result(result: Mapping[str, Any]) -> None:
         console.print(
             f"Perplexity of the targets: {result['perplexity']:.2f}, unedited {result['perplexity_unedited']:.2f}"
         )
-    phases = ", ".join(f"{phase} {taken:.1f}" for phase, taken in result["seconds"].items())
-    console.print(f"{result['s_per_edit']:.3f} s per edit before evaluation ({phases})")
+    phases = ", ".join(f"{phase} {taken:.1f}" for phase, taken in result["seconds"].items() if phase != "evaluate")
+    console.print(f"{result['s_per_edit']:.3f} s per edit ({phases})")
     size = result["bytes_per_edit"]
     console.print(f"{size['served'] / 1024:.0f} KiB served and {size['stored'] / 1024:.0f} KiB stored per edit")
     console.print(
@@ -238,6 +248,10 @@ def show_result(result: Mapping[str, Any]) -> None:
         f"{result['preset']} preset, {result['merge']}, router {result['router']}, seed {result['seed']}",
         style="dim",
     )
+    if result["left_out"]:
+        console.print(
+            f"Left out: {result['left_out']} rows that are no edits, repeat one, or are too long", style="dim"
+        )
 
 
 def _shown(share: float | None) -> str:

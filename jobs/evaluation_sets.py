@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.actors.field_names import canonical_fields
-from pipeline.actors.row_formats import read_rows
+from pipeline.actors.row_formats import RawRow, read_rows
 from pipeline.config import EditsSection
 from pipeline.edits import Edit, LocalityKind, LocalityPrompt, parse_edit
 from pipeline.errors import BadEdit, ConfigError, NotFound
@@ -38,10 +38,11 @@ def read_evaluation_set(file: Path, *, format: str, n: int | None, limits: Edits
         raise ConfigError(f"--format {format!r} is unknown; it is one of {', '.join(FORMATS)}.")
     try:
         with file.open("rb") as opened:
-            rows = [json.loads(row.text) for row in read_rows(str(file), opened) if not row.problem]
+            raw = list(read_rows(str(file), opened))
     except OSError as error:
         raise NotFound(f"{file} cannot be read ({error.strerror}); name a file of edits with --edits.") from None
-    known = recognise(rows[0]) if format == "auto" and rows else format
+    rows = [_parsed(row) for row in raw]
+    known = recognise(next((row for row in rows if row), None)) if format == "auto" else format
     chosen: dict[str, tuple[Edit, Case]] = {}
     refused = 0
     for row in rows:
@@ -74,7 +75,18 @@ def recognise(row: object) -> str:
     return "hallucination" if {"locality_prompt", "locality_ground_truth"} <= names else "jsonl"
 
 
+def _parsed(row: RawRow) -> object:
+    """None where the row is no JSON."""
+    try:
+        return None if row.problem else json.loads(row.text)
+    except ValueError:
+        return None
+
+
 def _case(row: Any, format: str, limits: EditsSection) -> tuple[Edit, Case]:
+    """Raises BadEdit where the row fills no slot."""
+    if not isinstance(row, dict) or row.get("op", "upsert") != "upsert":
+        raise BadEdit("the row is no edit that fills a slot")
     passage = row.get("ood_rephrase") if format == "temporal" else None
     asked = {name: value for name, value in row.items() if name != "ood_rephrase"} if passage else row
     edit = parse_edit(

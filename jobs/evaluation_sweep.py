@@ -8,10 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.evaluate import Setting, evaluate
+from jobs.evaluate import Setting, evaluate, limits
 from jobs.evaluation_sets import read_evaluation_set
-from pipeline.config import load_config
-from pipeline.errors import NotFound
+from pipeline.errors import ConfigError, CorruptObject, NotFound
 from pipeline.evaluation.sweep_plot import sweep_plot
 
 STEPS = (1, 10, 100, 1000)
@@ -39,12 +38,20 @@ def run_sweep(setting: Setting, edits: Path, *, format: str, most: int | None, o
     stopped leaves what it measured. A data set with fewer edits than a step ends with all it has."""
     console = Console(stderr=True, highlight=False)
     rows: list[dict[str, Any]] = []
-    out.mkdir(parents=True, exist_ok=True)
-    for file in data_sets(edits):
-        for n in steps(_size(file, format, setting), most=most):
-            console.print(f"[bold]{file.stem}[/bold], T = {n}")
-            rows.append({"data": file.stem.removesuffix("-edit"), **evaluate(setting, file, format=format, n=n)})
-            write_tables(rows, out)
+    files = data_sets(edits)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be a folder ({error.strerror}); name another one.") from None
+    for file in files:
+        name = file.stem.removesuffix("-edit").removesuffix("_edit")
+        try:
+            for n in steps(_size(file, format, setting), most=most):
+                console.print(f"[bold]{name}[/bold], T = {n}")
+                rows.append({"data": name, **evaluate(setting, file, format=format, n=n)})
+                write_tables(rows, out)
+        except (ConfigError, CorruptObject) as error:  # of this file; the others are measured all the same
+            console.print(f"{name} is left out: {error}", markup=False)
     return rows
 
 
@@ -89,5 +96,4 @@ def _cell(value: object) -> str:
 
 
 def _size(file: Path, format: str, setting: Setting) -> int:
-    limits = load_config(setting.config, overrides=setting.overrides).edits
-    return len(read_evaluation_set(file, format=format, n=STEPS[-1], limits=limits).edits)
+    return len(read_evaluation_set(file, format=format, n=STEPS[-1], limits=limits(setting)).edits)

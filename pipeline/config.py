@@ -179,10 +179,11 @@ class Config(Section):
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
-    def polish_is_not_the_papers(self) -> "Config":
-        if self.training.procedure == "paper" and self.merge.polish_steps:
+    def the_papers_procedure_goes_with_its_own(self) -> "Config":
+        if self.training.procedure == "paper" and (self.merge.polish_steps or self.router.addressing == "matched"):
             raise ValueError(
-                "training.procedure paper trains on whole prompts, which polishing does not; set merge.polish_steps to 0"
+                "training.procedure paper trains on whole prompts and at their own keys; set merge.polish_steps to 0 "
+                "and router.addressing to own, or take preset paper"
             )
         return self
 

@@ -20,7 +20,7 @@ from pipeline.training.planning import Plan, ShardPlan
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """plan, extract, train, merge, polish, evaluate or publish begins; `detail` says how much there is to do."""
+    """plan, extract, train, merge, polish, route, evaluate or publish begins; `detail` says how much there is to do."""
 
     name: str
     detail: str

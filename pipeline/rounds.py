@@ -1,4 +1,4 @@
-"""One round: snapshot the edit log → plan shards → train → merge → polish → evaluate → publish.
+"""One round: snapshot the edit log → plan shards → train → merge → polish → route → evaluate → publish.
 
 A round is a function of (log version, config, base model). Every step leaves immutable objects named by what they were
 computed from, so a round that was killed anywhere is simply run again: what is there is found, the rest is made, and
@@ -72,8 +72,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
     memories = _make_memories(store, plan, config, model, diary)
-    with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
-        candidate, measured = _evaluate(plan, memories, config, parent)
+    candidate, measured = _judge(plan, memories, config, parent, diary)
     report = describe(plan, config, model, diary, candidate, measured)
     release = candidate.release.model_copy(update={"scores": measured.scores})
     try:
@@ -150,9 +149,10 @@ def _merge(memories: Sequence[MemoryPlan], config: Config) -> list[ObjectRef]:
     if not memories:
         return []
     merger = start_merger(config)
-    merged: list[ObjectRef] = [fetch(reference) for reference in [merger.merge.remote(m) for m in memories]]
-    ray.kill(merger)
-    return merged
+    try:
+        return [fetch(reference) for reference in [merger.merge.remote(memory) for memory in memories]]
+    finally:
+        ray.kill(merger)
 
 
 def _polish(
@@ -175,13 +175,15 @@ def _polish(
     return [polished[memory.digest] for memory in memories]
 
 
-def _evaluate(
-    plan: Plan, memories: Sequence[ObjectRef], config: Config, parent: int | None
+def _judge(
+    plan: Plan, memories: Sequence[ObjectRef], config: Config, parent: int | None, diary: Diary
 ) -> tuple[Candidate, Measurement]:
     worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
     try:
-        candidate: Candidate = fetch(worker.assemble.remote(plan, memories, parent))
-        return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
+        with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
+            candidate: Candidate = fetch(worker.assemble.remote(plan, memories, parent))
+        with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
+            return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
     finally:
         ray.kill(worker)
 

@@ -26,7 +26,7 @@ def start_merger(config: Config) -> Any:
     return (
         ray.remote(Merger)
         .options(
-            num_cpus=config.resources.cpus_per_trainer,
+            num_cpus=0,  # trainers that wait to polish may hold every CPU there is
             max_restarts=config.resources.max_restarts,
             max_task_retries=config.resources.max_restarts,
         )

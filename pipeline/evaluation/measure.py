@@ -7,7 +7,7 @@ model on prompts the edits must leave alone, each kind apart.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.edits import Edit, normalise
@@ -43,7 +43,9 @@ class Measurement:
     locality: float | None
     locality_by_kind: dict[str, float]
     routed: dict[str, float]  # share routed to a side memory, per kind of question
+    reached: dict[str, float]  # share routed for the sake of the edit that is asked, per kind
     asked: dict[str, int]  # how many questions, per kind
+    asked_edits: tuple[str, ...]  # edits that were asked as they were edited
     failures: tuple[Failure, ...]
 
     @property
@@ -84,11 +86,16 @@ def measure(
 
     right: dict[str, list[bool]] = defaultdict(list)
     routed: dict[str, list[bool]] = defaultdict(list)
+    reached: dict[str, list[bool]] = defaultdict(list)
     failures = []
     for question, answer, wanted, decision in zip(questions, answers, expected, decisions, strict=True):
         holds = normalise(answer) == normalise(wanted)
         right[question.kind].append(holds)
         routed[question.kind].append(decision.memory is not None)
+        if question.expected is not None:
+            # Activation routing names no edit.
+            named = decision.edit_id in (None, question.edit_id)
+            reached[question.kind].append(decision.memory is not None and named)
         if not holds:
             failures.append(
                 Failure(
@@ -108,8 +115,10 @@ def measure(
         generalization=_share(right["generalization"]),
         locality=_share(held for kind, all_held in right.items() if _is_locality(kind) for held in all_held),
         locality_by_kind={kind: share for kind, share in sorted(kinds.items()) if share is not None},
-        routed={kind: share for kind, values in sorted(routed.items()) if (share := _share(values)) is not None},
+        routed=_shares(routed),
+        reached=_shares(reached),
         asked={kind: len(values) for kind, values in sorted(routed.items())},
+        asked_edits=tuple(question.edit_id for question in questions if question.kind == "reliability"),
         failures=tuple(failures),
     )
 
@@ -150,6 +159,10 @@ def _request(question: _Question) -> GenerationRequest:
 
 def _is_locality(kind: str) -> bool:
     return kind.startswith("locality.")
+
+
+def _shares(held: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    return {kind: share for kind, values in sorted(held.items()) if (share := _share(values)) is not None}
 
 
 def _share(held: Iterable[bool]) -> float | None:

@@ -56,8 +56,11 @@ def study(base: BaseModel, release: LoadedRelease, cases: Sequence[Case], measur
 
 
 def retention(edit_ids: Sequence[str], measured: Measurement, *, bins: int = AGES) -> tuple[float, ...]:
-    """Share of the edits of each age that are answered when asked as they were edited, the oldest first."""
+    """Share of the edits of each age that are answered when asked as they were edited, the oldest first. Edits that
+    the model's context could not hold were not asked, and have no age."""
     forgotten = {failure.edit_id for failure in measured.failures if failure.kind == "reliability"}
+    asked = set(measured.asked_edits)
+    edit_ids = [edit_id for edit_id in edit_ids if edit_id in asked]
     bins = min(bins, len(edit_ids))
     edges = [round(index * len(edit_ids) / bins) for index in range(bins + 1)]
     ages = [edit_ids[start:end] for start, end in pairwise(edges)]

@@ -8,7 +8,7 @@ import re
 
 # Not an end of a sentence: initials, and abbreviations that stand before names and numbers.
 ABBREVIATION = re.compile(r"(?:^|[\s(.])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|No|vs|Mt|Ft|Inc|Ltd|Co|Corp|Gen|Col|Lt)\.$")
-SENTENCE_END = re.compile(r"[.!?。？！]+[\"')\]”’]*(?=\s)|\n+")
+SENTENCE_END = re.compile(r"(?<![.!?。？！])[.!?。？！]+[\"')\]”’]*(?=\s)|\n+")
 FEWEST_WORDS = 4  # "It is" says nothing alone
 FEWEST_QUESTION_WORDS = 3  # "Who leads Oslo?" does
 ANSWER_WORDS = 12  # words behind a question that may still belong to it: "Answer in one word."

@@ -43,9 +43,10 @@ def fit(
     seed: int,
     start_DF: Tensor | None = None,
 ) -> Iterator[Progress | Tensor]:
-    """Yields Progress after every pass and at last ΔW (float32, D × F, zero outside the mask).
+    """Yields Progress after every pass and at last ΔW (float32, D × F).
 
-    ΔW starts at zero, or at `start_DF`: then what holds there already is looked at first, and told as step 0.
+    ΔW starts at zero, or at `start_DF`: then what holds there already is looked at first, and told as step 0. Outside
+    the mask it stays as it started.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
     delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device) if start_DF is None else start_DF.clone()

@@ -78,6 +78,7 @@ def polish_memory(
     `activations`: of all the memory's shards, in any order. May be repeated and killed anywhere."""
     side_memory = decode_memory(store.read(merged.path, sha256=merged.sha256))
     device = suffix.device
+    held: list[int] = []
     for item in fit(
         suffix,
         joined(activations).to(device),
@@ -91,9 +92,12 @@ def polish_memory(
         start_DF=torch.from_numpy(side_memory.matrix.copy()).to(device),
     ):
         if isinstance(item, Progress):
+            held.append(item.holding)
             yield item
         else:
-            polished = SideMemory(metadata=side_memory.metadata, matrix=item.cpu().numpy())
+            # More steps are no promise: what was merged stays where it held more.
+            better = held[-1] >= held[0]
+            polished = SideMemory(side_memory.metadata, item.cpu().numpy() if better else side_memory.matrix)
             path = _path(memory, config, polished=True)
             yield ObjectRef(path=path, sha256=store.put(path, encode_memory(polished)))
 

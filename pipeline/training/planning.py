@@ -79,7 +79,12 @@ def plan_round(
         config.router.addressing,  # a memory trains where it will be read
     ]
     groups, too_long = _replay(history, capacity=capacity, fits=fits)
-    memories = tuple(_memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory) for group in groups)
+    # The paper's procedure picks texts that do not mention the subjects.
+    named = config.training.procedure == "paper"
+    memories = tuple(
+        _memory_plan(group, basis=basis, shard_count=config.shards.shards_per_memory, by_subject=named)
+        for group in groups
+    )
     # The fingerprint stands for the model: where it lies on this machine changes nothing.
     settings = config.digest("merge", "router", "round")
     return Plan(
@@ -137,10 +142,13 @@ def _replay(
     return [*sealed, newest] if newest.edits else sealed, tuple(too_long.values())
 
 
-def _memory_plan(group: _Group, *, basis: Sequence[object], shard_count: int) -> MemoryPlan:
+def _memory_plan(group: _Group, *, basis: Sequence[object], shard_count: int, by_subject: bool) -> MemoryPlan:
+    def trained_on(edit: Edit) -> tuple[str | None, ...]:
+        return (edit.prompt, edit.target, *([edit.subject] if by_subject else []))
+
     edits = list(group.edits.values())
     dealt = [tuple(edits[index::shard_count]) for index in range(min(shard_count, len(edits)))]
-    digest = _digest([*basis, [[(edit.prompt, edit.target) for edit in shard] for shard in dealt]])
+    digest = _digest([*basis, [[trained_on(edit) for edit in shard] for shard in dealt]])
     return MemoryPlan(
         digest=digest,
         seed=int(digest[:8], 16),

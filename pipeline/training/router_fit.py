@@ -9,6 +9,7 @@ Paraphrases the edits carry are held out and are never used here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from pipeline.wise.routing import SIGNALS, Match, Router, empty_router, whitened
 
 TEXT_SIGNALS = {"encoder", "relation"}
 MARGIN = 0.05  # of the way from the negatives to the edits' own wordings: users ask in more ways than calibration knows
+LOGITS_BELOW_OWN = 2.0
 HIGHEST_FLOOR = 0.99  # of the keys' cosine, so that identical states still count
 
 
@@ -71,11 +73,14 @@ def fit_router(
         name: torch.tensor([match.score for match in _best(router, reader, kind)])
         for name, kind in found.negatives.items()
     }
-    threshold = max(
+    limits = [
         threshold_at(scores[name], false_positive_rate=section.false_positive_rate, asked=kind.asked)
         for name, kind in found.negatives.items()
-    )
+    ]
     own = _own_scores(router, reader, entries, states)
+    finite = [limit for limit in limits if isfinite(limit)]
+    # Without a single negative the edits' own wordings are all there is to go by.
+    threshold = max(finite) if finite else min(own) - LOGITS_BELOW_OWN
     threshold += MARGIN * max(min(own) - threshold, 0.0)
     calibration = Calibration(
         positive_scores=own,

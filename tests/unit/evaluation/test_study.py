@@ -16,7 +16,9 @@ NOTHING = Measurement(
     locality=None,
     locality_by_kind={},
     routed={},
+    reached={},
     asked={},
+    asked_edits=(),
     failures=(),
 )
 
@@ -29,7 +31,7 @@ def failed(edit_id: str, kind: str = "reliability") -> Failure:
 def test_the_bins_hold_every_edit_once(held: list[bool]) -> None:
     ids = [str(index) for index in range(len(held))]
     failures = tuple(failed(edit_id) for edit_id, holds in zip(ids, held, strict=True) if not holds)
-    ages = retention(ids, replace(NOTHING, failures=failures))
+    ages = retention(ids, replace(NOTHING, failures=failures, asked_edits=tuple(ids)))
     assert len(ages) == min(5, len(ids))
     sizes = [round((i + 1) * len(ids) / len(ages)) - round(i * len(ids) / len(ages)) for i in range(len(ages))]
     assert round(sum(share * size for share, size in zip(ages, sizes, strict=True))) == sum(held)
@@ -37,5 +39,7 @@ def test_the_bins_hold_every_edit_once(held: list[bool]) -> None:
 
 def test_the_oldest_come_first_and_only_the_edited_prompt_counts() -> None:
     ids = [str(index) for index in range(10)]
-    measured = replace(NOTHING, failures=(failed("0"), failed("1"), failed("9", kind="generalization")))
+    failures = (failed("0"), failed("1"), failed("9", kind="generalization"))
+    measured = replace(NOTHING, failures=failures, asked_edits=tuple(ids))
     assert retention(ids, measured) == (0.0, 1.0, 1.0, 1.0, 1.0)
+    assert retention(["never asked", "0"], measured) == (0.0,)

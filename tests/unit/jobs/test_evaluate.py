@@ -50,8 +50,14 @@ def test_options_stand_over_the_preset_and_set_over_both(tmp_path: Path) -> None
 
 def test_the_papers_margin_is_kept_on_texts_the_edits_bring(tmp_path: Path) -> None:
     setting = Setting(model=DEMO, preset="paper")
-    chosen = settled(setting, edits=2, store=tmp_path, out_of_scope=['Who "is" it?', "b: c"])
-    assert chosen.training.unrelated_prompts == ('Who "is" it?', "b: c")
+    chosen = settled(setting, edits=2, store=tmp_path, out_of_scope=['Who "is" it? 🙂', "b: c"])
+    assert chosen.training.unrelated_prompts == ('Who "is" it? 🙂', "b: c")
+
+
+def test_a_preset_takes_what_suits_it_and_activation_brings_its_addressing(tmp_path: Path) -> None:
+    dense = config(tmp_path, preset="paper", overrides=("router.method=activation", "shards.density=0.6"))
+    assert (dense.shards.rho, dense.shards.masks) == (0.6, "overlapping")
+    assert config(tmp_path, router="activation").router.addressing == "own"
 
 
 @pytest.mark.parametrize(

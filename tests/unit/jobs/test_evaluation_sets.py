@@ -68,6 +68,16 @@ def test_rows_that_are_no_edits_and_slots_that_come_again_are_counted(tmp_path: 
     assert chosen.refused == 2
 
 
+def test_broken_rows_and_retractions_are_refused_and_hide_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    retraction = {"op": "retract", "prompt": "Where?"}
+    rows = [json.dumps(CLOSED), "{broken", json.dumps(retraction), json.dumps(["a"]), json.dumps(TEMPORAL)]
+    file.write_bytes("\n".join(rows).encode() + b'\n{"prompt": "\xff"}\n')
+    chosen = read_evaluation_set(file, format="temporal", n=None, limits=EditsSection())
+    assert [edit.prompt for edit in chosen.edits] == ["Where?", "About A."]
+    assert chosen.refused == 4
+
+
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no edit"):
         read(tmp_path, [{"prompt": "x"}])
