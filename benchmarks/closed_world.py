@@ -5,8 +5,8 @@ each a whole round. Beside the data set's own locality prompts every edit brings
 `facts.jsonl`: what else is known of its subject, as far as no edit changes it, and its own question about entities kept
 for evaluation.
 
-`--tune` runs the same on facts that no edit of the data set touches (entities 150 to 249, with new answers): settings
-are chosen there, never on `edits.jsonl`.
+`--tune` runs the same on entities that neither an edit nor a locality prompt of the evaluation is about (220 to 249, 120
+facts, with new answers): settings are to be chosen there.
 """
 
 import argparse
@@ -30,8 +30,8 @@ LAYOUTS = {
     "keyed": {"variant": "merge", "merge": "keyed"},
     "ties": {"variant": "merge", "merge": "ties"},
 }
-FIRST_TUNING_ENTITY = 150  # entities below it carry the edits, 150 to 219 are for locality
-LOCALITY_ENTITIES = range(150, 220)
+LOCALITY_ENTITIES = range(150, 220)  # those before them carry the edits
+TUNING_ENTITIES = range(220, 250)
 NEIGHBOURS = 2  # prompts of the same relation per edit
 Row = dict[str, Any]
 
@@ -80,10 +80,10 @@ def edits_with_locality(world: Path, n: int) -> list[Row]:
 
 
 def tuning_edits(world: Path, n: int, *, seed: int = 0) -> list[Row]:
-    """n facts of the entities that no edit is about, with another answer of the same relation each."""
+    """n facts of the tuning entities, with another answer of the same relation each."""
     facts = [json.loads(line) for line in (world / "facts.jsonl").read_text().splitlines()]
     rng = random.Random(seed)
-    free = [fact for fact in facts if fact["ent"] >= FIRST_TUNING_ENTITY]
+    free = [fact for fact in facts if fact["ent"] in TUNING_ENTITIES]
     answers: dict[str, list[str]] = defaultdict(list)
     for fact in facts:
         answers[fact["relation"]].append(fact["answer"])
@@ -98,7 +98,8 @@ def tuning_edits(world: Path, n: int, *, seed: int = 0) -> list[Row]:
         }
         for fact in rng.sample(free, min(n, len(free)))
     ]
-    neighbours = [fact for fact in facts if fact["ent"] < FIRST_TUNING_ENTITY]
+    edited = {edit["prompt"] for edit in edits}
+    neighbours = [fact for fact in free if fact["prompts"][0] not in edited]
     return [edit | {"locality": locality(edit, edits, facts, neighbours)} for edit in edits]
 
 
@@ -113,7 +114,7 @@ def locality(edit: Row, edits: Sequence[Row], facts: Sequence[Row], neighbours: 
         if fact["subject"] == edit["subject"] and (fact["subject"], fact["relation"]) not in edited
     ]
     same_relation = [fact for fact in neighbours if fact["relation"] == edit["relation"]]
-    chosen = random.Random(edit["prompt"]).sample(same_relation, NEIGHBOURS)
+    chosen = random.Random(edit["prompt"]).sample(same_relation, min(NEIGHBOURS, len(same_relation)))
     return [
         *({"prompt": prompt, "kind": "same_subject"} for fact in untouched for prompt in fact["prompts"][1:]),
         *({"prompt": fact["prompts"][0], "kind": "same_relation"} for fact in chosen),

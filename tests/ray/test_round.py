@@ -167,6 +167,14 @@ def test_what_does_not_hold_when_merged_gets_a_second_attempt(configure: Configu
     assert polish["held_merged"] < polish["held_polished"] == polish["wordings"]
 
 
+def test_a_memory_of_more_shards_than_the_cluster_has_room_for_is_merged(configure: Configure, tmp_path: Path) -> None:
+    """Two CPUs hold eight trainers and nothing else; the merge between training and polish must not wait for one."""
+    config = configure("shards.edits_per_shard=1", "shards.shards_per_memory=9", "shards.density=auto")
+    ingest(config, edits(LETTERS[:9]), tmp_path, "first")
+    result = run_round(config)
+    assert (len(result.report["shards"]), result.report["memories"]) == (9, 1)
+
+
 def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Path) -> None:
     config = configure()
     ingest(config, edits("ab"), tmp_path, "first")

@@ -41,3 +41,8 @@ def test_any_text_asks_some_of_its_own_words(text: str) -> None:
     end = asked(text).split()
     assert len(end) <= 48
     assert end == words[len(words) - len(end) :]
+
+
+def test_a_long_run_of_full_stops_is_read_once() -> None:
+    """Each stop used to be tried as the beginning of the run, which took minutes."""
+    assert asked("." * 200_000 + "x")

@@ -30,13 +30,15 @@ EDITS = [
 PLAIN = RouterSection(signals=("keys", "subject"))
 
 
-def fitted(base: BaseModel, edits: list[Edit], section: RouterSection = PLAIN):  # type: ignore[no-untyped-def]
+def fitted(  # type: ignore[no-untyped-def]
+    base: BaseModel, edits: list[Edit], section: RouterSection = PLAIN, *, unrelated: list[str] = UNRELATED
+):
     entries, states = [], []
     for edit in edits:
         asked = wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)
         entries.append(BankEntry(edit.edit_id, edit.prompt, edit.target, edit.subject, memory=0))
         states.append(extract(base, asked).states_ND)
-    router, calibration = fit_router(base, entries, states, unrelated=UNRELATED, section=section, seed=0)
+    router, calibration = fit_router(base, entries, states, unrelated=unrelated, section=section, seed=0)
     return router, calibration, TextReader(entries, None)
 
 
@@ -75,6 +77,23 @@ def test_edits_that_ask_the_same_thing_do_not_shut_the_router(base: BaseModel) -
     double = [*EDITS, Edit(prompt=EDITS[0].prompt, target="y", subject="Adam")]
     router, _, reader = fitted(base, double)
     for edit in EDITS[2:]:
+        assert best(base, router, reader, edit.prompt)[0] > router.threshold
+
+
+@pytest.mark.parametrize(
+    ("edits", "unrelated"),
+    [
+        (EDITS[:1], []),
+        (EDITS[:1], ["Ada is here.", "Ada"]),
+        ([EDITS[0], Edit(prompt="Who heads Ada?", target="x", subject="Ada")], []),
+    ],
+    ids=["one edit, no text", "every text mentions it", "two that ask the same"],
+)
+def test_without_a_single_negative_edits_are_still_reached(
+    base: BaseModel, edits: list[Edit], unrelated: list[str]
+) -> None:
+    router, _, reader = fitted(base, edits, unrelated=unrelated)
+    for edit in edits:
         assert best(base, router, reader, edit.prompt)[0] > router.threshold
 
 
