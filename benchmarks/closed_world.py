@@ -5,8 +5,8 @@ each a whole round. Beside the data set's own locality prompts every edit brings
 `facts.jsonl`: what else is known of its subject, as far as no edit changes it, and its own question about entities kept
 for evaluation.
 
-`--tune` runs the same on entities that neither an edit nor a locality prompt of the evaluation is about (220 to 249, 120
-facts, with new answers): settings are to be chosen there.
+`--tune` runs the same on entities that neither an edit nor a locality prompt of the evaluation is about (220 to 249,
+120 facts, with new answers): settings are to be chosen there.
 """
 
 import argparse
