@@ -51,10 +51,17 @@ class RoutedBatch:
     """Routing state of one batch; `decisions` is filled by its first forward."""
 
     def __init__(
-        self, base: BaseModel, release: LoadedRelease | None, *, texts: Sequence[str], routed: Sequence[bool]
+        self,
+        base: BaseModel,
+        release: LoadedRelease | None,
+        *,
+        texts: Sequence[str],
+        routed: Sequence[bool],
+        prompt_tokens: Sequence[int] | None = None,
     ) -> None:
+        """`prompt_tokens`: the length of each prompt, padded on the left; None: no row is padded."""
         self._base, self._release = base, release
-        self._texts, self._routed = texts, routed
+        self._texts, self._routed, self._prompt_tokens = texts, routed, prompt_tokens
         self.decisions: list[Decision] = []
         self._rows: list[_Row | None] = []  # of the batch as it is now; None: main memory
 
@@ -101,7 +108,7 @@ class RoutedBatch:
     def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert self._release is not None
         if not self.decisions:
-            self._decide_by_activation(inputs[0].view(len(self._texts), -1, inputs[0].shape[-1])[:, -1])
+            self._decide_by_activation(inputs[0].view(len(self._texts), -1, inputs[0].shape[-1]))
         # OPT hands its FFN one long row of tokens, (B·T) × F.
         spoken = slice(None) if self._release.whole_prompt else slice(-1, None)
         keys_BSF = inputs[0].view(len(self._rows), -1, inputs[0].shape[-1])[:, spoken]
@@ -119,12 +126,15 @@ class RoutedBatch:
             output_BSD[positions] += keys_BSF[positions] @ self._release.memories[memory].T
         return output
 
-    def _decide_by_activation(self, keys_BF: Tensor) -> None:
-        """The paper's routing, at the last prompt token. No edit is matched, so there is none to name."""
+    def _decide_by_activation(self, keys_BTF: Tensor) -> None:
+        """The paper's routing. No edit is matched, so there is none to name."""
         release = self._release
         assert release is not None and release.thresholds is not None
-        strengths_BM = activations_of_memories(keys_BF, release.memories)
-        thresholds_M = torch.tensor(release.thresholds, device=keys_BF.device)
+        columns_T = torch.arange(keys_BTF.shape[1], device=keys_BTF.device)
+        lengths = self._prompt_tokens or [keys_BTF.shape[1]] * len(keys_BTF)
+        prompt_BT = columns_T >= keys_BTF.shape[1] - torch.tensor(lengths, device=keys_BTF.device)[:, None]
+        strengths_BM = activations_of_memories(keys_BTF, release.memories, prompt_BT)
+        thresholds_M = torch.tensor(release.thresholds, device=keys_BTF.device)
         chosen_B, passes_B = choose_memory(strengths_BM, thresholds_M)
         for strengths_M, allowed, memory, passes in zip(
             strengths_BM.tolist(), self._routed, chosen_B.tolist(), passes_B.tolist(), strict=True

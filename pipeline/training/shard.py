@@ -12,7 +12,7 @@ from pipeline.models.base_model import BaseModel
 from pipeline.storage.deltas import DeltaMetadata
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
-from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompt_keys
+from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompts
 from pipeline.training.fit import Progress, fit
 from pipeline.training.fit_paper import fit_paper
 from pipeline.training.planning import MemoryPlan, ShardPlan
@@ -53,7 +53,7 @@ def extract_shard(
         return activations
     subjects = [edit.subject for edit in shard.edits]
     unrelated = choose_unrelated(prefix_pool, config.training.unrelated_prompts, subjects)
-    return EditStream(activations, tuple(map(len, asked)), extract_prompt_keys(base, unrelated))
+    return EditStream(activations, tuple(map(len, asked)), extract_prompts(base, unrelated))
 
 
 def train_shard(
