@@ -105,9 +105,10 @@ def edit_once(
     for _ in range(steps):
         logits_BTV, activation_B = forward(base, rows, delta_DF)
         loss = edit_loss(logits_BTV[:-1], rows.labels_BT[:-1]) + margin_loss(activation_B, *margins)
-        if float(loss) <= DONE and abs(float(loss) - before) <= STANDS_STILL:
+        now = loss.item()
+        if now <= DONE and abs(now - before) <= STANDS_STILL:
             break
-        before = float(loss)
+        before = now
         optimiser.zero_grad()
         loss.backward()
         delta_DF.grad *= shard.mask_DF
