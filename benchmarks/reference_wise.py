@@ -37,20 +37,24 @@ DONE, STANDS_STILL = 0.02, 1e-4  # their early stop
 
 
 @dataclass
-class Shard:
-    delta_DF: Tensor
-    mask_DF: Tensor
-    smallest: float = float("inf")  # ε: the smallest Δ_act of its edits
-
-
-@dataclass
 class Rows:
     """Prompt + target in every row, padded on the right; the last row is the unrelated prompt."""
 
     ids_BT: Tensor
     mask_BT: Tensor
     labels_BT: Tensor  # the token to predict at each position, -100 elsewhere
-    last_B: Tensor  # the prompt's last token
+    prompt_BT: Tensor
+
+    def bare(self) -> "Rows":
+        """The first row alone."""
+        return Rows(self.ids_BT[:1], self.mask_BT[:1], self.labels_BT[:1], self.prompt_BT[:1])
+
+
+@dataclass
+class Shard:
+    delta_DF: Tensor
+    mask_DF: Tensor
+    prompts: list[Rows]  # its edits, bare
 
 
 def main() -> None:
@@ -76,7 +80,7 @@ def main() -> None:
         for row in rows[start : start + published.edits_per_shard]:
             edit_once(base, shard, row, prefixes, steps=wanted.steps, margins=published.margins)
         shards.append(shard)
-    memories = merge_all(shards) if wanted.variant == "merge" else retrieve_all(shards)
+    memories = merge_all(base, shards) if wanted.variant == "merge" else retrieve_all(base, shards)
     seconds = (time.perf_counter() - started) / len(rows)
 
     result = exact_matches(base, memories, rows) | {
@@ -92,31 +96,30 @@ def main() -> None:
 def edit_once(
     base: BaseModel, shard: Shard, row: dict, prefixes: Sequence[str], *, steps: int, margins: tuple[float, ...]
 ) -> None:
-    """All steps of one edit; then ε hears of it."""
+    """All steps of one edit."""
     rows = tokenised(base, row, prefixes)
+    shard.prompts.append(rows.bare())
     delta_DF = shard.delta_DF.requires_grad_(True)
     optimiser = torch.optim.SGD([delta_DF], lr=1.0)
     before = float("inf")
     for _ in range(steps):
         logits_BTV, activation_B = forward(base, rows, delta_DF)
         loss = edit_loss(logits_BTV[:-1], rows.labels_BT[:-1]) + margin_loss(activation_B, *margins)
-        if float(loss) <= DONE and abs(float(loss) - before) <= STANDS_STILL:
+        now = loss.item()
+        if now <= DONE and abs(now - before) <= STANDS_STILL:
             break
-        before = float(loss)
+        before = now
         optimiser.zero_grad()
         loss.backward()
         delta_DF.grad *= shard.mask_DF
         optimiser.step()
         with torch.no_grad():
             delta_DF.clamp_(-CLAMP, CLAMP)
-    with torch.no_grad():
-        _, activation_B = forward(base, rows, delta_DF)
-    shard.smallest = min(shard.smallest, float(activation_B[0]))
     shard.delta_DF = delta_DF.detach()
 
 
 def forward(base: BaseModel, rows: Rows, delta_DF: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits with W_v' = W_v + ΔW at every token, and Δ_act of each row: ‖ΔW a‖ at its last prompt token."""
+    """Logits with W_v' = W_v + ΔW at every token, and Δ_act of each row: the mean of ‖ΔW a‖ over its prompt."""
     said: list[Tensor] = []
 
     def side_memory(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -128,8 +131,8 @@ def forward(base: BaseModel, rows: Rows, delta_DF: Tensor) -> tuple[Tensor, Tens
         logits_BTV = base.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False).logits
     finally:
         handle.remove()
-    last_BD = said[0][torch.arange(len(said[0])), rows.last_B]
-    return logits_BTV, torch.linalg.vector_norm(last_BD, dim=1)
+    norms_BT = torch.linalg.vector_norm(said[0], dim=2)
+    return logits_BTV, (norms_BT * rows.prompt_BT).sum(dim=1) / rows.prompt_BT.sum(dim=1)
 
 
 def edit_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -157,11 +160,13 @@ def tokenised(base: BaseModel, row: dict, prefixes: Sequence[str]) -> Rows:
     T = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))
     ids_BT = torch.full((len(prompts), T), eos)
     mask_BT, labels_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, -100)
+    prompt_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         whole = torch.tensor(prompt + target)
         ids_BT[index, : len(whole)], mask_BT[index, : len(whole)] = whole, 1
         labels_BT[index, len(prompt) - 1 : len(whole) - 1] = whole[len(prompt) :]
-    return Rows(ids_BT, mask_BT, labels_BT, last_B=torch.tensor([len(prompt) - 1 for prompt in prompts]))
+        prompt_BT[index, : len(prompt)] = True
+    return Rows(ids_BT, mask_BT, labels_BT, prompt_BT)
 
 
 @torch.no_grad()
@@ -178,26 +183,39 @@ def context_prefixes(base: BaseModel) -> list[str]:
 
 def new_shard(base: BaseModel) -> Shard:
     weight = value_module(base.model, base.layer).weight
-    return Shard(delta_DF=torch.zeros_like(weight), mask_DF=torch.rand_like(weight) < DENSITY)
+    return Shard(delta_DF=torch.zeros_like(weight), mask_DF=torch.rand_like(weight) < DENSITY, prompts=[])
 
 
-def retrieve_all(shards: Sequence[Shard]) -> list[tuple[Tensor, float]]:
+def retrieve_all(base: BaseModel, shards: Sequence[Shard]) -> list[tuple[Tensor, float]]:
     """WISE-Retrieve: every k shards are one side memory, and all of them are kept. A memory is (ΔW, ε)."""
-    groups = [shards[start : start + SHARDS_PER_MEMORY] for start in range(0, len(shards), SHARDS_PER_MEMORY)]
-    return [
-        (ties([shard.delta_DF for shard in group], [1.0] * len(group)), min(shard.smallest for shard in group))
-        for group in groups
-    ]
+    memories = []
+    for group in in_groups(shards):
+        memory_DF = ties([shard.delta_DF for shard in group], [1.0] * len(group))
+        memories.append((memory_DF, threshold(base, memory_DF, group)))
+    return memories
 
 
-def merge_all(shards: Sequence[Shard]) -> list[tuple[Tensor, float]]:
+def merge_all(base: BaseModel, shards: Sequence[Shard]) -> list[tuple[Tensor, float]]:
     """WISE-Merge: every k shards are merged into the one side memory there is."""
-    groups = retrieve_all(shards)
-    memory_DF = groups[0][0]
-    for start in range(SHARDS_PER_MEMORY, len(shards), SHARDS_PER_MEMORY):
-        new = [shard.delta_DF for shard in shards[start : start + SHARDS_PER_MEMORY]]
-        memory_DF = ties([*new, memory_DF], [NEW_SHARE / len(new)] * len(new) + [1 - NEW_SHARE])
-    return [(memory_DF, min(smallest for _, smallest in groups))]
+    memory_DF = None
+    for group in in_groups(shards):
+        new = [shard.delta_DF for shard in group]
+        if memory_DF is None:
+            memory_DF = ties(new, [1.0] * len(new))
+        else:
+            memory_DF = ties([*new, memory_DF], [NEW_SHARE / len(new)] * len(new) + [1 - NEW_SHARE])
+    assert memory_DF is not None
+    return [(memory_DF, threshold(base, memory_DF, shards))]
+
+
+def in_groups(shards: Sequence[Shard]) -> list[Sequence[Shard]]:
+    return [shards[start : start + SHARDS_PER_MEMORY] for start in range(0, len(shards), SHARDS_PER_MEMORY)]
+
+
+@torch.no_grad()
+def threshold(base: BaseModel, memory_DF: Tensor, shards: Sequence[Shard]) -> float:
+    """ε: the smallest Δ_act of the memory's edits, and a hair less, so that this one passes too."""
+    return (1 - 1e-4) * min(float(forward(base, prompt, memory_DF)[1]) for shard in shards for prompt in shard.prompts)
 
 
 def ties(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

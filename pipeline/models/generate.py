@@ -52,6 +52,7 @@ class Generation:
             release,
             texts=[request.text for request in requests],
             routed=[request.routed for request in requests],
+            prompt_tokens=[len(request.prompt_ids) for request in requests],
         )
         self._cache = DynamicCache(config=base.model.config)
         self._rows = list(range(len(requests)))  # requests still running, in batch order

@@ -50,7 +50,8 @@ class _Row:
 class RoutedBatch:
     """Routing state of one batch; `decisions` is filled by its first forward.
 
-    `given`, T tokens for every row, is what the first and only forward reads behind the prompts.
+    `given`, T tokens for every row, is what the first and only forward reads behind the prompts. `prompt_tokens` are
+    the lengths of the prompts, which are padded on the left; None: no row is padded.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class RoutedBatch:
         texts: Sequence[str],
         routed: Sequence[bool],
         given: Sequence[Sequence[int]] | None = None,
+        prompt_tokens: Sequence[int] | None = None,
     ) -> None:
         self._base, self._release = base, release
-        self._texts, self._routed = texts, routed
+        self._texts, self._routed, self._prompt_tokens = texts, routed, prompt_tokens
         self._given = given if given is not None else [()] * len(texts)
         self.decisions: list[Decision] = []
         self._rows: list[_Row | None] = []  # of the batch as it is now; None: main memory
@@ -117,7 +119,7 @@ class RoutedBatch:
         given = len(self._given[0])
         prompt = keys_BTF.shape[1] - given
         if not self.decisions:
-            self._decide_by_activation(keys_BTF[:, prompt - 1])
+            self._decide_by_activation(keys_BTF[:, :prompt])
         spoken = slice(0 if self._release.whole_prompt else prompt - 1, prompt)
         self._speak(keys_BTF[:, spoken], said_BTD[:, spoken])
         for step in range(given):
@@ -141,12 +143,15 @@ class RoutedBatch:
         for memory, positions in own.items():
             said_BSD[positions] += keys_BSF[positions] @ self._release.memories[memory].T
 
-    def _decide_by_activation(self, keys_BF: Tensor) -> None:
-        """The paper's routing, at the last prompt token. No edit is matched, so there is none to name."""
+    def _decide_by_activation(self, keys_BTF: Tensor) -> None:
+        """The paper's routing. No edit is matched, so there is none to name."""
         release = self._release
         assert release is not None and release.thresholds is not None
-        strengths_BM = activations_of_memories(keys_BF, release.memories)
-        thresholds_M = torch.tensor(release.thresholds, device=keys_BF.device)
+        columns_T = torch.arange(keys_BTF.shape[1], device=keys_BTF.device)
+        lengths = self._prompt_tokens or [keys_BTF.shape[1]] * len(keys_BTF)
+        prompt_BT = columns_T >= keys_BTF.shape[1] - torch.tensor(lengths, device=keys_BTF.device)[:, None]
+        strengths_BM = activations_of_memories(keys_BTF, release.memories, prompt_BT)
+        thresholds_M = torch.tensor(release.thresholds, device=keys_BTF.device)
         chosen_B, passes_B = choose_memory(strengths_BM, thresholds_M)
         for strengths_M, allowed, memory, passes in zip(
             strengths_BM.tolist(), self._routed, chosen_B.tolist(), passes_B.tolist(), strict=True

@@ -94,6 +94,7 @@ def _force_batch(
         texts=[request.text for request in requests],
         routed=[request.routed for request in requests],
         given=given,
+        prompt_tokens=[len(request.prompt_ids) for request in requests],
     )
     with routed.installed():
         output = base.model(

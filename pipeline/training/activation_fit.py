@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.models.base_model import BaseModel
 from pipeline.storage.bank import BankEntry
 from pipeline.storage.deltas import SideMemory
-from pipeline.training.edit_stream import choose_unrelated, extract_prompt_keys
+from pipeline.training.edit_stream import choose_unrelated, extract_prompts, prompt_tokens
 from pipeline.training.router_fit import Calibration
 from pipeline.wise.activation import activations_of_memories
 
@@ -51,8 +51,8 @@ def fit_thresholds(
 @torch.no_grad()
 def _strengths(base: BaseModel, prompts: Sequence[str], deltas_DF: Sequence[Tensor]) -> Tensor:
     """N × M, prompts that do not fit the model's context left out."""
-    parts = [
-        activations_of_memories(extract_prompt_keys(base, prompts[start : start + BATCH]), deltas_DF)
-        for start in range(0, len(prompts), BATCH)
-    ]
+    parts = []
+    for start in range(0, len(prompts), BATCH):
+        read = extract_prompts(base, prompts[start : start + BATCH])
+        parts.append(activations_of_memories(read.keys_NTF, deltas_DF, prompt_tokens(read)))
     return torch.cat(parts)

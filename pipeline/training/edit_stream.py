@@ -23,13 +23,13 @@ class EditStream:
 
     activations: Activations
     wordings: tuple[int, ...]
-    unrelated_UF: Tensor  # A(x) at the last token of the paper's x_i
+    unrelated: Activations  # the paper's x_i; only their prompts are looked at
 
     def __len__(self) -> int:
         return len(self.activations)
 
     def to(self, device: torch.device) -> "EditStream":
-        return EditStream(self.activations.to(device), self.wordings, self.unrelated_UF.to(device))
+        return EditStream(self.activations.to(device), self.wordings, self.unrelated.to(device))
 
     def edits(self) -> Iterator[Activations]:
         """One edit's wordings at a time, without the columns that are padding in all of them."""
@@ -37,10 +37,11 @@ class EditStream:
             yield cropped(self.activations.select(rows))
 
 
-def last_prompt_keys(activations: Activations) -> Tensor:
-    """N × F: A(x) at the last prompt token of whole sequences, the one that predicts the first target token."""
+def prompt_tokens(activations: Activations) -> Tensor:
+    """N × T, true at the prompt's tokens of whole sequences: the last of them predicts the first target token."""
     first_N = (activations.labels_NT != IGNORED).int().argmax(dim=1)
-    return activations.keys_NTF[torch.arange(len(activations), device=first_N.device), first_N]
+    columns_T = torch.arange(activations.labels_NT.shape[1], device=first_N.device)
+    return columns_T <= first_N[:, None]
 
 
 def cropped(activations: Activations) -> Activations:
@@ -58,12 +59,14 @@ def cropped(activations: Activations) -> Activations:
     )
 
 
-def extract_prompt_keys(base: BaseModel, prompts: Sequence[str]) -> Tensor:
-    """U × F: A(x) at each prompt's last token; prompts that are empty or too long for the model are left out."""
-    asked = [ids for prompt in prompts if 0 < len(ids := plain_prompt_ids(prompt, base.tokenizer)) <= base.max_tokens]
-    # The one target only makes wordings of them; nothing is predicted.
-    wordings = [Wording(prompt_ids=ids, target_ids=(base.end_ids[0],)) for ids in asked]
-    return last_prompt_keys(extract(base, wordings, whole_prompt=True))
+def extract_prompts(base: BaseModel, prompts: Sequence[str]) -> Activations:
+    """Whole prompts without targets; the one labelled token only marks where each of them ends."""
+    wordings = [
+        Wording(prompt_ids=ids, target_ids=(base.end_ids[0],))
+        for prompt in prompts
+        if 0 < len(ids := plain_prompt_ids(prompt, base.tokenizer)) <= base.max_tokens
+    ]
+    return extract(base, wordings, whole_prompt=True)
 
 
 def choose_unrelated(texts: Sequence[str], given: Sequence[str], subjects: Sequence[str | None]) -> list[str]:

@@ -30,7 +30,7 @@ from pipeline.config import TrainingSection
 from pipeline.errors import TrainingDiverged
 from pipeline.models.suffix import suffix_logits
 from pipeline.training.activations import IGNORED, Activations
-from pipeline.training.edit_stream import EditStream, last_prompt_keys
+from pipeline.training.edit_stream import EditStream, cropped, prompt_tokens
 from pipeline.training.fit import Progress
 from pipeline.wise.activation import routing_activation
 from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
@@ -47,7 +47,7 @@ def fit_paper(
     delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device, requires_grad=True)
     optimiser = torch.optim.SGD([delta_DF], lr=training.learning_rate)
     rng = random.Random(seed)
-    unrelated = _endlessly(stream.unrelated_UF, rng)
+    unrelated = _endlessly(stream.unrelated, rng)
     past: list[Activations] = []
     step, holding, seen = 0, 0, 0
     for edit in stream.edits():
@@ -86,7 +86,7 @@ def take_step(
 
 
 def _loss(
-    suffix: PreTrainedModel, edit: Activations, unrelated_F: Tensor, delta_DF: Tensor, training: TrainingSection
+    suffix: PreTrainedModel, edit: Activations, unrelated: Activations, delta_DF: Tensor, training: TrainingSection
 ) -> Tensor:
     """L_edit + L_a of one edit; W a + ΔW a enters at every token."""
     hidden_BTD = edit.hidden_NTD + edit.keys_NTF @ delta_DF.T
@@ -97,8 +97,7 @@ def _loss(
         past_mask_BP=edit.past_mask_NP,
         positions_BT=edit.positions_NT,
     )
-    quiet_1 = routing_activation(unrelated_F[None], delta_DF)
-    margins = margin_loss(_activation(edit, delta_DF), quiet_1, Margins(*training.margins))
+    margins = margin_loss(_activation(edit, delta_DF), _activation(unrelated, delta_DF), Margins(*training.margins))
     return edit_loss(logits_BTV, edit.labels_NT, ignored=IGNORED) + margins
 
 
@@ -108,11 +107,11 @@ def _replay(past: Activations, delta_DF: Tensor, training: TrainingSection) -> T
 
 
 def _activation(prompts: Activations, delta_DF: Tensor) -> Tensor:
-    return routing_activation(last_prompt_keys(prompts), delta_DF)
+    return routing_activation(prompts.keys_NTF, delta_DF, prompt_tokens(prompts))
 
 
-def _endlessly(unrelated_UF: Tensor, rng: random.Random) -> Iterator[Tensor]:
+def _endlessly(prompts: Activations, rng: random.Random) -> Iterator[Activations]:
     """One unrelated prompt after another, in a new order each time around."""
     while True:
-        for row in rng.sample(range(len(unrelated_UF)), len(unrelated_UF)):
-            yield unrelated_UF[row]
+        for row in rng.sample(range(len(prompts)), len(prompts)):
+            yield cropped(prompts.select(torch.tensor([row])))

@@ -13,7 +13,7 @@ from pipeline.storage.deltas import DeltaMetadata
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.activations import Activations, extract
 from pipeline.training.addressing import read_matched
-from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompt_keys
+from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompts
 from pipeline.training.fit import Progress, fit
 from pipeline.training.fit_paper import fit_paper
 from pipeline.training.planning import MemoryPlan, ShardPlan
@@ -57,7 +57,7 @@ def extract_shard(
         return activations
     subjects = [edit.subject for edit in shard.edits]
     unrelated = choose_unrelated(prefix_pool, config.training.unrelated_prompts, subjects)
-    return EditStream(activations, tuple(map(len, asked)), extract_prompt_keys(base, unrelated))
+    return EditStream(activations, tuple(map(len, asked)), extract_prompts(base, unrelated))
 
 
 def train_shard(

@@ -2,19 +2,18 @@
 
     Δ_act(x) = ‖A(x)(W_v' − W_v)ᵀ‖₂          side memory iff Δ_act(x) > ε          (WISE, §2.3.1)
 
-A prompt has many tokens, and the paper leaves open at which of them A(x) is read. Here it is the prompt's last token:
-where the decision is needed, and where the state has seen the whole question. The authors' code (EasyEdit) differs:
+Where one prompt has several tokens the paper leaves open how their norms become one number. Here, as in the authors'
+code (EasyEdit), it is the mean over tokens; the last token alone was tried (docs/experiments.md). We differ from
+that code in what goes into the mean:
 
     theirs                                          here
     act(W_v' a) − act(W_v a), act the FFN's own     (W_v' − W_v) a, as the paper writes it
-    mean over all tokens, padding and targets too   the last prompt token
+    every token of the batch, padding included      the prompt's own tokens
+    targets too while training, not when asked      never targets, so training and routing measure the same
     once per forward: each new token decides anew   once per sequence, at prefill
 
-Questions of one kind share most of their tokens, so that a mean over them can hardly be loud for one and quiet for the
-other (docs/experiments.md). A(x) lies before W_v, so nothing a memory does changes it: the decision can be taken
-inside the forward it steers.
-
-Shape letters: B prompts, M memories, D d_model, F d_ff.
+A(x) lies before W_v, so nothing a memory does changes it: the decision can be taken inside the forward it steers.
+Shape letters: B prompts, T tokens, M memories, D d_model, F d_ff.
 """
 
 from collections.abc import Sequence
@@ -23,15 +22,16 @@ import torch
 from torch import Tensor
 
 
-def routing_activation(keys_BF: Tensor, delta_DF: Tensor) -> Tensor:
-    """Δ_act for each key, float32."""
-    norms_B: Tensor = torch.linalg.vector_norm((keys_BF @ delta_DF.T).float(), dim=1)
-    return norms_B
+def routing_activation(keys_BTF: Tensor, delta_DF: Tensor, prompt_BT: Tensor) -> Tensor:
+    """Δ_act of each prompt, float32. `prompt_BT` is true at the prompt's tokens; every row has one at least."""
+    norms_BT = torch.linalg.vector_norm((keys_BTF @ delta_DF.T).float(), dim=2)
+    mean_B: Tensor = (norms_BT * prompt_BT).sum(dim=1) / prompt_BT.sum(dim=1)
+    return mean_B
 
 
-def activations_of_memories(keys_BF: Tensor, deltas_DF: Sequence[Tensor]) -> Tensor:
+def activations_of_memories(keys_BTF: Tensor, deltas_DF: Sequence[Tensor], prompt_BT: Tensor) -> Tensor:
     """B × M: Δ_act of each prompt in each memory."""
-    return torch.stack([routing_activation(keys_BF, delta_DF) for delta_DF in deltas_DF], dim=1)
+    return torch.stack([routing_activation(keys_BTF, delta_DF, prompt_BT) for delta_DF in deltas_DF], dim=1)
 
 
 def choose_memory(strengths_BM: Tensor, thresholds_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,9 @@ def run(base: BaseModel, ids: Sequence[int], delta_DF: Tensor | None) -> tuple[T
 
 
 def strengths(base: BaseModel, release: LoadedRelease, prompt: str) -> list[float]:
-    """Δ_act in each memory, at the prompt's last token."""
+    """Δ_act in each memory, a norm and a mean at a time."""
     _, keys_TF = run(base, plain_prompt_ids(prompt, base.tokenizer), None)
-    return [float((delta_DF @ keys_TF[-1]).norm()) for delta_DF in release.memories]
+    return [sum(float((delta_DF @ key_F).norm()) for key_F in keys_TF) / len(keys_TF) for delta_DF in release.memories]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pipeline.models.base_model import BaseModel
 from pipeline.models.suffix import load_suffix, suffix_logits
 from pipeline.models.value_matrix import value_module
 from pipeline.training.activations import extract
-from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompt_keys, last_prompt_keys
+from pipeline.training.edit_stream import EditStream, choose_unrelated, extract_prompts, prompt_tokens
 from pipeline.training.fit import Progress
 from pipeline.training.fit_paper import fit_paper
 from pipeline.training.tokens import Wording, wordings
@@ -36,7 +36,7 @@ def stream(base: BaseModel) -> EditStream:
     of_edits = asked(base)
     flat = [wording for of_edit in of_edits for wording in of_edit]
     return EditStream(
-        extract(base, flat, whole_prompt=True), tuple(map(len, of_edits)), extract_prompt_keys(base, UNRELATED)
+        extract(base, flat, whole_prompt=True), tuple(map(len, of_edits)), extract_prompts(base, UNRELATED)
     )
 
 
@@ -84,7 +84,7 @@ def test_the_suffix_on_whole_sequences_is_the_whole_model_with_the_side_memory_e
             logits_TV, keys_TF = full_model(base, ids, delta_DF)
             assert torch.allclose(logits_NTV[row, : len(ids)], logits_TV, atol=1e-4)
             assert torch.allclose(extracted.keys_NTF[row, : len(ids)], keys_TF, atol=1e-5)
-            assert torch.allclose(last_prompt_keys(extracted)[row], keys_TF[len(wording.prompt_ids) - 1], atol=1e-5)
+            assert int(prompt_tokens(extracted)[row].sum()) == len(wording.prompt_ids)
             labels = extracted.labels_NT[row]
             assert tuple(labels[labels >= 0].tolist()) == wording.target_ids
 
@@ -97,7 +97,7 @@ def test_the_first_step_is_the_gradient_of_the_paper_s_loss_inside_the_mask(
     given = EditStream(
         extract(base, asked(base)[0], whole_prompt=True),
         (len(asked(base)[0]),),
-        extract_prompt_keys(base, UNRELATED[:1]),
+        extract_prompts(base, UNRELATED[:1]),
     )
     mask_DF = subspace_mask((32, 64), seed=1, shard=0, density=0.5, disjoint=False)
     suffix = load_suffix(model_folder, base.layer, dtype="float32")
@@ -137,7 +137,7 @@ def test_replay_keeps_earlier_edits_louder(base: BaseModel, model_folder: Path) 
     def first_edit(training: TrainingSection) -> float:
         _, fit, _ = train(base, model_folder, training)
         edit = next(stream(base).edits())
-        return float(routing_activation(last_prompt_keys(edit), fit).mean())
+        return float(routing_activation(edit.keys_NTF, fit, prompt_tokens(edit)).mean())
 
     # β out of reach, so that there is always something to gain, and steps too small to reach the clamp.
     gentle = TRAINING.model_copy(update={"margins": (1e3, 1e4, 1.0), "learning_rate": 1e-3, "max_steps": 10})
