@@ -34,7 +34,7 @@ from pipeline.wise.routing import SIGNALS, Match, Router, empty_router, whitened
 TEXT_SIGNALS = {"encoder", "relation"}
 MARGIN = 0.05  # of the way from the negatives to the edits' own wordings: users ask in more ways than calibration knows
 LOGITS_BELOW_OWN = 2.0
-HIGHEST_FLOOR = 0.99  # of the keys' cosine, so that identical states still count
+HIGHEST_FLOOR = 0.5  # on the demo the mean is .94, and paraphrases lie below it: .89 of them were reached, with .5 .998
 
 
 @dataclass(frozen=True)
