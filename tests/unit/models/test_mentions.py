@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.models.mentions import BY_LAST_WORD, PARTLY, WHOLE, SubjectIndex, likely_subject
@@ -55,6 +55,7 @@ def test_a_word_that_many_subjects_share_tells_nothing() -> None:
     assert values([f"{first} Smith" for first in map(chr, range(65, 90))], "who is Smith") == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab ", min_size=1, max_size=8), max_size=6), st.text(alphabet="ab ", max_size=20))
 def test_agrees_with_a_plain_search(subjects: list[str], text: str) -> None:
     padded = f" {' '.join(text.split())} "

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.models.questions import asked, before_asked
@@ -35,6 +35,7 @@ def test_context_is_what_stands_before() -> None:
     assert before_asked("I met Ann Lee.\nWhere was she born?") == "I met Ann Lee."
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_asks_some_of_its_own_words(text: str) -> None:
     words = text.split()

@@ -1,7 +1,7 @@
 """The logistic fit and the threshold."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.wise.calibration import fit_logistic, threshold_at
@@ -36,6 +36,7 @@ def test_a_strong_pull_keeps_the_prior_and_a_weak_one_does_not() -> None:
     assert moved[0] > prior[0] + 1  # the first signal is what tells the classes apart
 
 
+@settings(deadline=None)
 @given(
     scores=st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=300),
     rate=st.floats(0.001, 0.5),
