@@ -19,9 +19,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.counterfact_sentences import WORDINGS, Sentence, read_sentences, shown_sentences
+from demo.pretrain import new_model
 from pipeline.training.tokens import Wording, plain_wording
 
 VOCABULARY, CONTEXT_LENGTH = 4096, 512
@@ -87,23 +88,6 @@ def train_tokenizer(sentences: Sequence[Sentence]) -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=CONTEXT_LENGTH,
         clean_up_tokenization_spaces=False,
-    )
-
-
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            max_position_embeddings=CONTEXT_LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
     )
 
 
