@@ -100,16 +100,21 @@ def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Gen
     return chosen[torch.randperm(len(chosen), generator=generator)]
 
 
-def _target_loss(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) -> Tensor:
-    """−log P(y, EOS | x) per wording, in nats; W a + ΔW a enters at the last prompt token and after it."""
+def edited_logits(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) -> Tensor:
+    """Logits B × T × V where W a + ΔW a enters at each of the batch's positions."""
     hidden_BTD = batch.hidden_NTD + batch.keys_NTF @ delta_DF.T
-    logits_BTV = suffix_logits(
+    return suffix_logits(
         suffix,
         hidden_BTD.to(suffix.dtype),
         past=batch.past,
         past_mask_BP=batch.past_mask_NP,
         positions_BT=batch.positions_NT,
     )
+
+
+def _target_loss(suffix: PreTrainedModel, batch: Activations, delta_DF: Tensor) -> Tensor:
+    """−log P(y, EOS | x) per wording, in nats; W a + ΔW a enters at the last prompt token and after it."""
+    logits_BTV = edited_logits(suffix, batch, delta_DF)
     losses_BT = cross_entropy(
         logits_BTV.float().flatten(0, 1), batch.labels_NT.flatten(), ignore_index=IGNORED, reduction="none"
     )

@@ -28,10 +28,9 @@ from transformers import PreTrainedModel
 
 from pipeline.config import TrainingSection
 from pipeline.errors import TrainingDiverged
-from pipeline.models.suffix import suffix_logits
 from pipeline.training.activations import IGNORED, Activations
 from pipeline.training.edit_stream import EditStream, cropped, prompt_tokens
-from pipeline.training.fit import Progress
+from pipeline.training.fit import Progress, edited_logits
 from pipeline.wise.activation import routing_activation
 from pipeline.wise.losses import Margins, edit_loss, margin_loss, replay_loss
 
@@ -89,14 +88,7 @@ def _loss(
     suffix: PreTrainedModel, edit: Activations, unrelated: Activations, delta_DF: Tensor, training: TrainingSection
 ) -> Tensor:
     """L_edit + L_a of one edit; W a + ΔW a enters at every token."""
-    hidden_BTD = edit.hidden_NTD + edit.keys_NTF @ delta_DF.T
-    logits_BTV = suffix_logits(
-        suffix,
-        hidden_BTD.to(suffix.dtype),
-        past=edit.past,
-        past_mask_BP=edit.past_mask_NP,
-        positions_BT=edit.positions_NT,
-    )
+    logits_BTV = edited_logits(suffix, edit, delta_DF)
     margins = margin_loss(_activation(edit, delta_DF), _activation(unrelated, delta_DF), Margins(*training.margins))
     return edit_loss(logits_BTV, edit.labels_NT, ignored=IGNORED) + margins
 
