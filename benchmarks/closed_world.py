@@ -15,7 +15,7 @@ import random
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,17 @@ def show(rows: Sequence[Row], *, title: str) -> None:
         groups[row["layout"], row["n"]].append(row)
     for (layout, n), group in groups.items():
         scores = [[row[key] for row in group] for key in ("rel_em", "gen_em", "loc_em")]
-        scores += [[row["loc_em_by_kind"].get(kind, 1.0) for row in group] for kind in kinds]
+        scores += [[row["loc_em_by_kind"].get(kind) for row in group] for kind in kinds]
         wrong = [[row[key] for row in group] for key in ("route_fpr", "route_fnr")]
-        cells = [f"{statistics.mean(values):.3f} ({min(values):.3f})" for values in scores]
-        cells += [f"{statistics.mean(values):.3f} ({max(values):.3f})" for values in wrong]
+        cells = [summary(values, worst=min) for values in scores] + [summary(values, worst=max) for values in wrong]
         table.add_row(layout, str(n), *cells, f"{statistics.mean(row['s_per_edit'] for row in group):.2f}")
     Console(width=120).print(table)
+
+
+def summary(values: Sequence[float | None], *, worst: Callable[[list[float]], float]) -> str:
+    """Mean and worst; a dash where no prompt was asked, as with all 120 tuning facts edited."""
+    asked = [value for value in values if value is not None]
+    return f"{statistics.mean(asked):.3f} ({worst(asked):.3f})" if asked else "-"
 
 
 if __name__ == "__main__":

@@ -147,7 +147,6 @@ def text_router(reader: TextReader, weights: Sequence[float]) -> Router:
         relation_EM=relation_EM,
         weights_S=torch.tensor(weights),
         bias_E=torch.zeros(entries),
-        keys_floor=0.0,
         threshold=0.0,
     )
 

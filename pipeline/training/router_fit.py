@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import RouterSection
 from pipeline.models.base_model import BaseModel
-from pipeline.models.encoder import Encoder, demanded_encoder, shared_encoder
+from pipeline.models.encoder import Encoder, wanted_encoder
 from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
@@ -31,10 +31,8 @@ from pipeline.wise.calibration import (
 )
 from pipeline.wise.routing import SIGNALS, Match, Router, empty_router, whitened, whitening
 
-TEXT_SIGNALS = {"encoder", "relation"}
 MARGIN = 0.05  # of the way from the negatives to the edits' own wordings: users ask in more ways than calibration knows
 LOGITS_BELOW_OWN = 2.0
-HIGHEST_FLOOR = 0.5  # on the demo the mean is .94, and paraphrases lie below it: .89 of them were reached, with .5 .998
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ def fit_router(
     """
     if not entries:
         return empty_router(int(base.model.config.hidden_size)), Calibration([], {})
-    encoder = _encoder(section)
+    encoder = wanted_encoder(section)
     reader = TextReader(entries, encoder)
     router = _bank(base, entries, states, unrelated=unrelated, reader=reader, encoder=encoder)
     router = replace(router, weights_S=_prior(section, encoder))
     found = find_questions(base, router, reader, entries, states, unrelated=unrelated, seed=seed)
-    router = replace(router, keys_floor=_floor(router, reader, found.negatives.get("sibling")))
     router = _moved_by_paraphrases(router, reader, found)
     router = _calibrated_apart(router, reader, found.negatives, rate=section.false_positive_rate)
     scores = {
@@ -87,12 +84,6 @@ def fit_router(
         negative_scores={name: kind.tolist() for name, kind in scores.items()},
     )
     return replace(router, threshold=threshold), calibration
-
-
-def _encoder(section: RouterSection) -> Encoder | None:
-    if section.signals == "auto":
-        return shared_encoder()
-    return demanded_encoder("") if TEXT_SIGNALS & set(section.signals) else None
 
 
 def _prior(section: RouterSection, encoder: Encoder | None) -> Tensor:
@@ -126,7 +117,6 @@ def _bank(
         relation_EM=relation_EM,
         weights_S=torch.zeros(len(SIGNALS)),
         bias_E=torch.zeros(len(entries)),
-        keys_floor=0.0,
         threshold=0.0,
         encoder=encoder.fingerprint if encoder else "",
     )
@@ -134,15 +124,6 @@ def _bank(
 
 def _best(router: Router, reader: TextReader, questions: Questions) -> list[Match]:
     return router.match(questions.states_BD, reader.read(questions.texts), hidden=questions.hidden)
-
-
-def _floor(router: Router, reader: TextReader, siblings: Questions | None) -> float:
-    """How near another edit's question is on average: cosines say nothing below that, and models differ in it."""
-    if siblings is None:
-        return 0.0
-    by_keys = replace(router, weights_S=torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    cosines = [match.cosine for match in _best(by_keys, reader, siblings) if match.score > float("-inf")]
-    return min(max(sum(cosines) / len(cosines), 0.0), HIGHEST_FLOOR) if cosines else 0.0
 
 
 def _moved_by_paraphrases(router: Router, reader: TextReader, found: Found) -> Router:
@@ -200,6 +181,6 @@ def _own_scores(
         text_S = router.signals_of(rows[0], reading, entry)
         cosine_W = (keys_WD[1:] if len(keys_WD) > 1 else keys_WD) @ keys_WD[0]
         for cosine in cosine_W:
-            signals_S = torch.cat([router.nearness(cosine)[None], text_S[1:]])
+            signals_S = torch.cat([cosine[None], text_S[1:]])
             scores.append(float(signals_S @ router.weights_S + router.bias_E[entry]))
     return scores

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 # Weights of SIGNALS with and without the encoder. Text signals: `python -m benchmarks.routing --fit` on CounterFact
-# rows 5,000-9,999. `keys`: on facts of closed_world_1k's entities 150-249 and of the demo (docs/experiments.md).
-PRIOR = (6.0, 4.29, 2.57, 1.41)
-PRIOR_WITHOUT_ENCODER = (6.0, 5.37, 0.0, 0.0)
+# rows 5,000-9,999. `keys`: on tuning facts of three models (docs/experiments.md).
+PRIOR = (9.0, 4.29, 2.57, 1.41)
+PRIOR_WITHOUT_ENCODER = (9.0, 5.37, 0.0, 0.0)
 PRIOR_PRECISION = 0.2  # a normal prior of deviation 1.6 around each weight
 LOGISTIC_L2 = 1e-3  # only keeps the weights finite when the classes separate perfectly
 

@@ -6,7 +6,7 @@ and it names the edit that was matched.
 
     signal     value per (prompt, entry)                                                        available
     keys       cosine of whitened base-model states at the last prompt token entering layer L,   always
-               the best over the entry's wordings; 0 as near as another edit is, 1 identical
+               the best over the entry's wordings
     subject    +1 mentioned, 0 partly or unknown, −1 not (models/mentions.py)                    always
     encoder    cosine of what prompt and edit ask, by a sentence encoder                         with the encoder
     relation   the same with the subject masked in both; 0 where it is not mentioned             with the encoder
@@ -72,7 +72,6 @@ class Router:
     relation_EM: Tensor  # the same with the subject masked
     weights_S: Tensor  # logistic weights, zero for a signal that is switched off
     bias_E: Tensor  # entries whose subject is unknown have another one
-    keys_floor: float  # cosine that counts as 0
     threshold: float
     encoder: str = ""  # fingerprint of the sentence encoder
 
@@ -106,11 +105,7 @@ class Router:
                 masked_MM = reading.masked_RM.to(cosine_C)[reading.masked_C.to(device)]
                 relation_C = relation_C.clone()
                 relation_C[place_M] = (self.relation_EM[mentioned_M].float() * masked_MM).sum(dim=1)
-        return torch.stack([self.nearness(cosine_C), subject_C, encoder_C, relation_C], dim=1), cosine_C
-
-    def nearness(self, cosine: Tensor) -> Tensor:
-        """`keys` of a cosine of states."""
-        return ((cosine - self.keys_floor) / (1 - self.keys_floor)).clamp(min=0)
+        return torch.stack([cosine_C, subject_C, encoder_C, relation_C], dim=1), cosine_C
 
     def signals_of(self, state_D: Tensor, reading: Reading, entry: int) -> Tensor:
         """S signals of one entry, whichever is the nearest."""
@@ -199,7 +194,7 @@ class Router:
         centre_ED = self.keys_ND.new_zeros(len(self.memory_E), self.keys_ND.shape[1])
         centre_ED.index_add_(0, self.entry_N, self.keys_ND)
         centre_ED /= self._start_E.diff().clamp(min=1)[:, None]
-        keys, encoder = float(self.weights_S[0]) / (1 - self.keys_floor), float(self.weights_S[2])
+        keys, encoder = float(self.weights_S[0]), float(self.weights_S[2])
         whole_EW = torch.cat([centre_ED * keys, self.asked_EM.float() * encoder], dim=1)
         sample_EW = whole_EW[:: max(1, len(whole_EW) // FULLY_SCORED)]
         generator = torch.Generator().manual_seed(0)
@@ -224,7 +219,6 @@ def empty_router(width: int) -> Router:
         relation_EM=torch.zeros(0, 0),
         weights_S=torch.zeros(len(SIGNALS)),
         bias_E=torch.zeros(0),
-        keys_floor=0.0,
         threshold=0.0,
     )
 

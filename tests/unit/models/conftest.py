@@ -87,7 +87,6 @@ def route_to(base: BaseModel) -> Callable[[Sequence[str]], LoadedRelease]:
                 relation_EM=torch.zeros(len(prompts), 0),
                 weights_S=torch.tensor([1.0, 0.0, 0.0, 0.0]),
                 bias_E=torch.zeros(len(prompts)),
-                keys_floor=0.0,
                 threshold=0.99999,
             ),
             entries=tuple(

@@ -21,7 +21,7 @@ retractions = st.integers(0, 20).map(lambda slot: Edit(op="retract", prompt=f"qu
 logs = st.lists(st.one_of(upserts, upserts, upserts, retractions), max_size=60)
 
 
-def plan(edits: Sequence[Edit], *, config: Config = CONFIG, too_long: str = "never") -> Plan:
+def plan(edits: Sequence[Edit], *, config: Config = CONFIG, encoder: str = "", too_long: str = "never") -> Plan:
     history = [
         LogEntry(
             seq=index, edit=edit, source="test", row=index, batch_id="b", ingested_at=datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,6 +34,7 @@ def plan(edits: Sequence[Edit], *, config: Config = CONFIG, too_long: str = "nev
         config=config,
         fingerprint="f",
         layer=1,
+        encoder=encoder,
         fits=lambda e: too_long not in e.prompt,
     )
 
@@ -99,3 +100,10 @@ def test_what_cannot_change_results_does_not_change_the_round() -> None:
     assert plan(edits, config=other) == plan(edits)
     method = CONFIG.model_copy(update={"merge": CONFIG.merge.model_copy(update={"method": "ties"})})
     assert plan(edits, config=method).round_id != plan(edits).round_id
+
+
+def test_another_encoder_is_another_round_of_the_same_memories() -> None:
+    edits = [Edit(prompt=f"question {n}", target="a") for n in range(3)]
+    with_one, with_another = plan(edits, encoder="one"), plan(edits, encoder="another")
+    assert with_one.round_id != with_another.round_id
+    assert [memory.digest for memory in with_one.memories] == [memory.digest for memory in with_another.memories]

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from pipeline.config import RouterSection
 from pipeline.edits import Edit
+from pipeline.errors import CorruptObject
+from pipeline.models import encoder as encoder_module
 from pipeline.models.base_model import BaseModel
 from pipeline.models.encoder import Encoder
 from pipeline.models.loaded_release import decode_router, encode_router
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
-from pipeline.training import router_fit
 from pipeline.training.activations import extract
 from pipeline.training.router_fit import fit_router
 from pipeline.training.tokens import wordings
@@ -144,7 +145,7 @@ def test_same_seed_same_bytes(base: BaseModel) -> None:
 @pytest.fixture
 def tiny_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
     encoder = Encoder(save_encoder(tmp_path))
-    monkeypatch.setattr(router_fit, "shared_encoder", lambda: encoder)
+    monkeypatch.setattr(encoder_module, "shared_encoder", lambda: encoder)
     return encoder
 
 
@@ -160,7 +161,7 @@ def test_auto_uses_the_encoder_where_there_is_one(base: BaseModel, tiny_encoder:
 
 
 def test_auto_does_without_an_encoder(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_fit, "shared_encoder", lambda: None)
+    monkeypatch.setattr(encoder_module, "shared_encoder", lambda: None)
     router, _, _ = fitted(base, EDITS, RouterSection())
     assert router.encoder == ""
     assert router.weights_S[2:].tolist() == [0, 0]
@@ -172,7 +173,7 @@ def test_a_stored_router_is_the_same_router(base: BaseModel) -> None:
     states = extract(base, wordings(EDITS[0], base.tokenizer, prefixes=[], max_tokens=256)).states_ND
     readings = reader.read([EDITS[0].prompt] * len(states))
     assert copy.match(states, readings) == router.match(states, readings)
-    assert (copy.threshold, copy.keys_floor) == (router.threshold, router.keys_floor)
+    assert copy.threshold == router.threshold
 
 
 def test_a_router_of_an_older_release_scores_as_it_did(base: BaseModel) -> None:
@@ -187,3 +188,10 @@ def test_a_router_of_an_older_release_scores_as_it_did(base: BaseModel) -> None:
     assert match.entry == 0
     assert match.score == pytest.approx(5.0 * match.cosine + 2.0 - 1.5, abs=1e-5)
     assert upgraded.threshold == 0.25
+
+
+def test_a_router_with_a_floor_under_its_cosines_is_refused(base: BaseModel) -> None:
+    """Its weights mean something else; scoring with them would silently route nothing."""
+    tensors = load(encode_router(fitted(base, EDITS)[0]))
+    with pytest.raises(CorruptObject, match="cannot be read"):
+        decode_router(save(tensors | {"keys_floor": torch.tensor(0.5)}), device=torch.device("cpu"))

@@ -26,7 +26,6 @@ def router(keys: Tensor, entries: list[int], **changes: object) -> Router:
         "relation_EM": torch.zeros(E, 0),
         "weights_S": torch.tensor([1.0, 0.0, 0.0, 0.0]),
         "bias_E": torch.zeros(E),
-        "keys_floor": 0.0,
         "threshold": 0.5,
     }
     return Router(**{**fields, **changes})  # type: ignore[arg-type]
@@ -50,8 +49,7 @@ def by_hand(bank: Router, state_D: Tensor, read: Reading) -> Tensor:
     query_D = unit((state_D - bank.mean_D) @ bank.whiten_DD, dim=0)
     scores = []
     for entry in range(len(bank.memory_E)):
-        cosine = max(float(key_D @ query_D) for key_D in bank.keys_ND[bank.entry_N == entry])
-        keys = max((cosine - bank.keys_floor) / (1 - bank.keys_floor), 0.0)
+        keys = max(float(key_D @ query_D) for key_D in bank.keys_ND[bank.entry_N == entry])
         subject, relation = (-1.0 if read.known_E[entry] else 0.0), 0.0
         asked = float(bank.asked_EM[entry].float() @ read.asked_M) if len(read.asked_M) else 0.0
         if entry in read.entries_C.tolist():
@@ -75,7 +73,6 @@ def random_bank(E: int, *, D: int = 8, M: int = 6, seed: int = 0) -> Router:
         relation_EM=unit(torch.randn(E, M, generator=generator), dim=1),
         weights_S=torch.tensor([2.0, 3.0, 1.5, 1.0]),
         bias_E=torch.randn(E, generator=generator),
-        keys_floor=0.2,
     )
 
 
@@ -102,7 +99,7 @@ def test_whitened_states_have_unit_length() -> None:
 @given(scale=st.floats(0.1, 100), seed=st.integers(0, 1000))
 def test_similarity_is_a_cosine(scale: float, seed: int) -> None:
     state_D = torch.randn(4, generator=torch.Generator().manual_seed(seed))
-    bank = router(torch.eye(4), [0, 1, 2, 3], keys_floor=-1.0)
+    bank = router(torch.eye(4), [0, 1, 2, 3])
     (match,) = bank.match(state_D[None] * scale, [reading(4)])
     assert match.cosine == pytest.approx(float(unit(state_D, dim=0).max()), abs=1e-5)
 
