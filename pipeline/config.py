@@ -78,7 +78,10 @@ class TrainingSection(Section):
         "default", description="paper: one edit after another by SGD, with the margin loss (docs: pipeline/presets.py)"
     )
     max_steps: int = Field(400, gt=0, description="per shard; with procedure paper per edit")
-    learning_rate: float = Field(2e-2, gt=0, description="of Adam (procedure paper: SGD), on ΔW in float32")
+    learning_rate: float = Field(5e-2, gt=0, description="of Adam (procedure paper: SGD), on ΔW in float32")
+    key_ridge: float = Field(
+        0.1, gt=0, description="λ of the coordinates ΔW is trained in (pipeline/wise/whitening.py); large: plain ones"
+    )
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
     sibling_penalty: float = Field(
@@ -107,9 +110,8 @@ class MergeSection(Section):
     )
     keyed_ridge: float = Field(1.0, gt=0, description="λ of the ridge solve")
     polish_steps: int = Field(
-        200, ge=0, description="most optimiser steps on a merged memory whose edits do not all hold; 0: none"
+        300, ge=0, description="most optimiser steps on a merged memory whose edits do not all hold; 0: none"
     )
-    polish_learning_rate: float = Field(5e-3, gt=0, description="of Adam, on the merged ΔW")
 
 
 Signal = Literal["keys", "subject", "encoder", "relation"]

@@ -1,9 +1,10 @@
 """Fit one shard: minimise −log P(target, EOS | prompt) over ΔW inside the shard's mask, in process, without Ray.
 
-Differs from the paper's procedure (one edit after another, full-model forwards, SGD) in three ways: edits are visited
+Differs from the paper's procedure (one edit after another, full-model forwards, SGD) in four ways: edits are visited
 breadth-first in mini-batches, so none is forgotten while later ones are learned; only the suffix runs, on the target
-tokens alone; and, where asked for, the output ΔW adds at the other shards' keys is penalised, so that merging adds
-parts that barely touch. There is no weight decay: it acts after the mask and would leak out of the subspace.
+tokens alone; Adam steps in coordinates in which the edits' keys lie apart (`wise/whitening.py`), which takes a tenth of
+the steps; and, where asked for, the output ΔW adds at the other shards' keys is penalised, so that merging adds parts
+that barely touch. There is no weight decay: it acts after the mask and would leak out of the subspace.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pipeline.config import TrainingSection
 from pipeline.errors import TrainingDiverged
 from pipeline.models.suffix import suffix_logits
 from pipeline.training.activations import IGNORED, Activations
+from pipeline.wise.whitening import key_whitening
 
 SIBLING_KEYS_PER_STEP = 512
 
@@ -49,29 +51,34 @@ def fit(
     the mask it stays as it started.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
-    delta_DF = torch.zeros(mask_DF.shape, device=mask_DF.device) if start_DF is None else start_DF.clone()
-    delta_DF.requires_grad_(True)
-    optimiser = torch.optim.Adam([delta_DF], lr=training.learning_rate)
+    # ΔW = start + mask ⊙ (V P); Adam moves V.
+    begun_DF = torch.zeros(mask_DF.shape, device=mask_DF.device) if start_DF is None else start_DF
+    whitening = key_whitening(activations.target_keys_MF(), ridge=training.key_ridge)
+    steps_DF = torch.zeros_like(begun_DF, requires_grad=True)
+    optimiser = torch.optim.Adam([steps_DF], lr=training.learning_rate)
     generator = torch.Generator().manual_seed(seed)
+
+    def delta() -> Tensor:
+        return begun_DF + whitening(steps_DF) * mask_DF
+
     losses_N = torch.full((len(activations),), float("inf"))
     step = 0
     if start_DF is not None:
-        losses_N = _losses(suffix, activations, delta_DF, batch=training.batch_prompts)
+        losses_N = _losses(suffix, activations, delta(), batch=training.batch_prompts)
         yield _progress(step, losses_N, training.stop_loss)
     while step < training.max_steps:
         if bool((losses_N <= training.stop_loss).all()):
             # Later steps may have undone earlier wordings: look at all of them before saying that they hold.
-            losses_N = _losses(suffix, activations, delta_DF, batch=training.batch_prompts)
+            losses_N = _losses(suffix, activations, delta(), batch=training.batch_prompts)
             if bool((losses_N <= training.stop_loss).all()):
                 break
         order = _next_pass(losses_N, training, generator)
         for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
+            delta_DF = delta()
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
             penalty = _sibling_output(delta_DF, sibling_keys_MF, generator) if sibling_penalty else 0.0
             optimiser.zero_grad()
             (loss_B.mean() + sibling_penalty * penalty).backward()  # type: ignore[no-untyped-call]
-            assert delta_DF.grad is not None
-            delta_DF.grad *= mask_DF
             optimiser.step()
             losses_N[chosen] = loss_B.detach().cpu()
             step += 1
@@ -81,7 +88,7 @@ def fit(
                     f"{training.learning_rate}."
                 )
         yield _progress(step, losses_N, training.stop_loss)
-    yield delta_DF.detach()
+    yield delta().detach()
 
 
 def _progress(step: int, losses_N: Tensor, stop_loss: float) -> Progress:

@@ -18,7 +18,7 @@ from pipeline.training.tokens import wordings
 from pipeline.wise.masks import subspace_mask
 
 EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Ap", "Bq", "Cr")]
-TRAINING = TrainingSection(max_steps=2000, learning_rate=2e-2, batch_prompts=16, stop_loss=0.5)
+TRAINING = TrainingSection(max_steps=2000, learning_rate=5e-3, key_ridge=1.0, batch_prompts=16, stop_loss=0.5)
 
 
 def train(
