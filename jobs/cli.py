@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from jobs.ask import ask_command
+from jobs.capability import capability_command
 from jobs.evaluate import evaluate_command
 from jobs.ingest_edits import ingest_command
 from jobs.releases import list_command, rollback_command, show_command
@@ -33,6 +34,7 @@ app.command("ingest")(ingest_command)
 app.command("retract")(retract_command)
 app.command("round")(round_command)
 app.command("evaluate")(evaluate_command)
+app.command("capability")(capability_command)
 app.command("serve")(serve_command)
 app.command("ask")(ask_command)
 app.command("status")(status_command)

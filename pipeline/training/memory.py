@@ -85,9 +85,7 @@ def polish_memory(
         mask_DF=_trained(store, memory).to(device),
         sibling_keys_MF=torch.zeros(0, side_memory.metadata.columns),
         sibling_penalty=0.0,
-        training=config.training.model_copy(
-            update={"max_steps": config.merge.polish_steps}
-        ),
+        training=config.training.model_copy(update={"max_steps": config.merge.polish_steps}),
         seed=config.training.seed,
         start_DF=torch.from_numpy(side_memory.matrix.copy()).to(device),
     ):

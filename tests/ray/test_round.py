@@ -159,9 +159,7 @@ def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configur
 
 def test_what_does_not_hold_when_merged_gets_a_second_attempt(configure: Configure, tmp_path: Path) -> None:
     """Shards that hardly trained give a memory in which nothing holds; polishing it publishes what the gate refused."""
-    config = configure(
-        "round.min_reliability=1", "training.max_steps=1", "merge.polish_steps=300"
-    )
+    config = configure("round.min_reliability=1", "training.max_steps=1", "merge.polish_steps=300")
     ingest(config, edits("abc"), tmp_path, "first")
     result = run_round(config)
     assert result.published

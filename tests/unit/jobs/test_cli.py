@@ -29,7 +29,7 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
-COMMANDS = ["ingest", "round", "serve", "ask", "status", "releases"]
+COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "status", "releases"]
 
 
 @dataclass
@@ -124,6 +124,10 @@ def test_version(run: Run) -> None:
         (["status", "--config", "nowhere.yaml"], "There is no config file at nowhere.yaml"),
         (["status", "--set", "serve.prot=1"], "did you mean port?"),
         (["status", "--set", "port=1"], "does not read as section.key=value"),
+        (["capability"], "give --text FILE, --task NAME, or both"),
+        (["capability", "--text", "nowhere.txt"], "nowhere.txt cannot be read as text"),
+        (["capability", "--task", "ray_config.yaml"], "no task of lm-evaluation-harness"),
+        (["capability", "--task", "hellaswag"], "Nothing is published in"),
         (["ask", "Who?"], "start one with `wiseline serve`"),
         (["ask", "Who?", "--url", "localhost:1"], "begins with http:// or https://"),
         (["ask", "", "--offline"], "The prompt is empty."),
@@ -293,3 +297,38 @@ def test_a_head_that_cannot_be_read_can_be_rolled_back(run: Run, store: ObjectSt
     assert run("releases", "rollback", "1").code == 0
     restored = read_release(store, 3)
     assert (restored.restores, restored.parent) == (1, 2)
+
+
+def test_capability_on_ordinary_text(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path) -> None:
+    """The release answers its own prompt, so that alone can change."""
+    publish_release(store, base, prompts=[EDITED], seed=1)
+    half = "The capital of France is"  # a text's first half is what it is routed on
+    (tmp_path / "texts.txt").write_text(f"{half} {half[::-1]}\n\nA red house stands here and waits for rain\n")
+    result = run("capability", "--text", "texts.txt", "--json")
+    text = result.json["text"]
+    assert (result.json["release"], text["texts"]) == (1, 2)
+    assert text["changed_share"] == text["changed"] / text["tokens"]
+    assert "tasks" not in result.json
+    assert f"{text['changed']} of {text['tokens']} tokens changed" in result.out
+
+
+def test_capability_on_a_task_from_a_file(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    publish_release(store, base, prompts=[EDITED], seed=1)
+    (tmp_path / "capitals.json").write_text(json.dumps({"question": EDITED, "choices": ["Paris", "Oslo"], "answer": 0}))
+    (tmp_path / "capitals.yaml").write_text(
+        f"""
+        task: capitals
+        dataset_path: json
+        dataset_kwargs: {{data_files: {{test: {tmp_path}/capitals.json}}, cache_dir: {tmp_path}/cache}}
+        test_split: test
+        output_type: multiple_choice
+        doc_to_text: "{{{{question}}}}"
+        doc_to_choice: choices
+        doc_to_target: answer
+        metric_list: [{{metric: acc}}]
+        """
+    )
+    tasks = run("capability", "--task", "capitals.yaml", "--json").json["tasks"]
+    assert (tasks["sequences"], tasks["routed"]) == (2, 2)
+    assert set(tasks["unedited"]["capitals"]) == set(tasks["edited"]["capitals"]) == {"acc"}

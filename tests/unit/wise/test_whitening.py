@@ -64,9 +64,7 @@ def test_a_large_ridge_leaves_plain_coordinates() -> None:
 def test_equal_keys_count_once() -> None:
     keys_NF, matrix_DF = alike(6, seed=2), torch.eye(F)
     often = torch.cat([keys_NF, keys_NF[:2], keys_NF[:2]])
-    torch.testing.assert_close(
-        key_whitening(often, ridge=0.1)(matrix_DF), key_whitening(keys_NF, ridge=0.1)(matrix_DF)
-    )
+    torch.testing.assert_close(key_whitening(often, ridge=0.1)(matrix_DF), key_whitening(keys_NF, ridge=0.1)(matrix_DF))
 
 
 @pytest.mark.parametrize("keys_NF", [torch.zeros(0, F), torch.zeros(4, F)])
