@@ -5,7 +5,7 @@ import pytest
 import ray
 
 from pipeline.actors import cluster
-from pipeline.actors.cluster import connect
+from pipeline.actors.cluster import check_room, connect
 from pipeline.config import ResourcesSection
 from pipeline.errors import ConfigError
 
@@ -32,3 +32,12 @@ def test_an_address_where_nobody_answers_is_a_sentence_soon(
     with pytest.raises(ConfigError, match="No Ray cluster answers"):
         connect(ResourcesSection(ray_address=None if variable else address))
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_trainer_that_this_machine_can_never_hold_is_a_sentence() -> None:
+    check_room(ResourcesSection())
+    with pytest.raises(ConfigError, match="cpus_per_trainer is 500 and this machine has"):
+        check_room(ResourcesSection(cpus_per_trainer=500))
+    with pytest.raises(ConfigError, match="gpus_per_trainer is 2 and this machine has 0"):
+        check_room(ResourcesSection(gpus_per_trainer=2))
