@@ -49,8 +49,8 @@ def check_room(resources: ResourcesSection) -> None:
         there = ray.cluster_resources().get(name, 0)
         if wanted > there:
             raise ConfigError(
-                f"resources.{name.lower()}s_per_trainer is {wanted:g} and this machine has {there:g}; lower it, or name "
-                "a larger cluster in resources.ray_address."
+                f"resources.{name.lower()}s_per_trainer is {wanted:g} and this machine has {there:g}; lower it, or "
+                "name a larger cluster in resources.ray_address."
             )
 
 

@@ -7,9 +7,9 @@ output too, and training crawls along the directions that tell edits apart. So w
     ΔW = V P,        P = c · (KᵀK / N + λ m I)^(−1/2),        m = tr(KᵀK) / (N F)
 
 over the N keys K at which edits are written: P a is near to orthogonal to P b for different edits, and a step on V for
-one hardly moves the other. c keeps the mean length of keys, so that a learning rate means what it means without. A plain
-gradient step on V is one on ΔW times C⁻¹, as ROME and MEMIT have it (arXiv:2202.05262, 2210.07229), with the edits' own
-keys for C. What ΔW can be reached is the same, and how fast is not. Not in the paper.
+one hardly moves the other. c keeps the mean length of keys, so that a learning rate means what it means without. A
+plain gradient step on V is one on ΔW times C⁻¹, as ROME and MEMIT have it (arXiv:2202.05262, 2210.07229), with the
+edits' own keys for C. What ΔW can be reached is the same, and how fast is not. Not in the paper.
 
 Shape letters: N keys, D d_model, F d_ff, R rank of the keys (at most N and F).
 """
