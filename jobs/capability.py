@@ -25,7 +25,7 @@ def capability_command(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="Task of lm-evaluation-harness, `standard` for the usual set, or a .yaml file of one; may be repeated.",
+            help="Task of lm-evaluation-harness, `standard` for the usual set, or a .yaml file; may be repeated.",
             show_default=False,
         ),
     ] = None,
