@@ -26,7 +26,7 @@ from pipeline.evaluation.measure import measure
 from pipeline.models.base_model import BaseModel, load_base_model, load_config, model_folder
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.value_matrix import value_module
-from pipeline.presets import published_for
+from pipeline.presets import Published, published_for
 from pipeline.storage.bank import BankEntry
 from pipeline.wise.routing import empty_router
 
@@ -78,7 +78,7 @@ def main() -> None:
     for start in range(0, len(rows), published.edits_per_shard):
         shard = new_shard(base)
         for row in rows[start : start + published.edits_per_shard]:
-            edit_once(base, shard, row, prefixes, steps=wanted.steps, margins=published.margins)
+            edit_once(base, shard, row, prefixes, steps=wanted.steps, published=published)
         shards.append(shard)
     memories = merge_all(base, shards) if wanted.variant == "merge" else retrieve_all(base, shards)
     seconds = (time.perf_counter() - started) / len(rows)
@@ -94,17 +94,17 @@ def main() -> None:
 
 
 def edit_once(
-    base: BaseModel, shard: Shard, row: dict, prefixes: Sequence[str], *, steps: int, margins: tuple[float, ...]
+    base: BaseModel, shard: Shard, row: dict, prefixes: Sequence[str], *, steps: int, published: Published
 ) -> None:
     """All steps of one edit."""
     rows = tokenised(base, row, prefixes)
     shard.prompts.append(rows.bare())
     delta_DF = shard.delta_DF.requires_grad_(True)
-    optimiser = torch.optim.SGD([delta_DF], lr=1.0)
+    optimiser = torch.optim.SGD([delta_DF], lr=published.learning_rate)
     before = float("inf")
     for _ in range(steps):
         logits_BTV, activation_B = forward(base, rows, delta_DF)
-        loss = edit_loss(logits_BTV[:-1], rows.labels_BT[:-1]) + margin_loss(activation_B, *margins)
+        loss = edit_loss(logits_BTV[:-1], rows.labels_BT[:-1]) + margin_loss(activation_B, *published.margins)
         now = loss.item()
         if now <= DONE and abs(now - before) <= STANDS_STILL:
             break

@@ -34,6 +34,7 @@ class Published:
     learning_rate: float = 1.0
     steps: int = 70
     edits_per_shard: int = 500
+    activation_ratio: float = 1.0  # ε, as a share of the smallest Δ_act among the edits
 
 
 LLAMA_3 = {"model_type": "llama", "num_hidden_layers": 32, "vocab_size": 128256}
@@ -70,11 +71,13 @@ PUBLISHED = (
     ),
     Published(
         "closed world and demo (6 x 256)",
-        "this project's measurement of the authors' code at 14cea82",
+        "margins and shards of this project's measurement of the authors' code; rate and ε chosen on tuning edits",
         {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 256},
         4,
         margins=(20.0, 80.0, 40.0),
+        learning_rate=0.1,
         edits_per_shard=50,
+        activation_ratio=1.2,
     ),
 )
 UNPUBLISHED = Published("another model", "Llama-2-7B's values at the same relative depth", {}, "auto")
@@ -111,7 +114,7 @@ def apply_preset(config: Config, name: str, *, model_path: str) -> Config:
             "clamp": 1.0,
         },
         "merge": {"method": "ties", "density": 0.53, "polish_steps": 0},
-        "router": {"method": "activation", "addressing": "own"},
+        "router": {"method": "activation", "activation_ratio": row.activation_ratio, "addressing": "own"},
         "round": {"min_reliability": 0.0, "min_generalization": 0.0, "min_locality": 0.0},
     }
     tree = config.model_dump()
