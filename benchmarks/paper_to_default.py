@@ -18,7 +18,7 @@ from pipeline.config import Config
 
 CHANGES: dict[str, tuple[str, ...]] = {
     "preset paper": (),
-    "scope scorer instead of Δ_act": ("router.method",),
+    "scope scorer instead of Δ_act": ("router.method", "router.activation_ratio"),
     "breadth-first, Adam, no margin loss": (
         "training.procedure",
         "training.max_steps",

@@ -80,9 +80,10 @@ def capability_command(
 
 def _texts(file: Path) -> list[str]:
     try:
-        texts = [line for line in file.read_text().splitlines() if line.strip()]
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"{file} cannot be read as text ({error}); give a UTF-8 file with a text per line.") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise NotFound(f"{file} cannot be read as text ({reason}); give a UTF-8 file with a text per line.") from None
     if not texts:
         raise NotFound(f"{file} has no text in it; give a file with a text per line.")
     return texts
@@ -96,7 +97,7 @@ def _task(name: str) -> Sequence[str | Mapping[str, Any]]:
     if not name.endswith((".yaml", ".yml")):
         return [name]
     try:
-        task = yaml.safe_load(Path(name).read_text())
+        task = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{name} cannot be read as a task ({' '.join(str(error).split())}); give plain YAML."

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jobs.evaluate import Setting, evaluate, limits
 from jobs.evaluation_sets import read_evaluation_set
-from pipeline.errors import ConfigError, CorruptObject, NotFound
+from pipeline.errors import ConfigError, NotFound, WiselineError
 from pipeline.evaluation.sweep_plot import sweep_plot
 
 STEPS = (1, 10, 100, 1000)
@@ -50,8 +50,11 @@ def run_sweep(setting: Setting, edits: Path, *, format: str, most: int | None, o
                 console.print(f"[bold]{name}[/bold], T = {n}")
                 rows.append({"data": name, **evaluate(setting, file, format=format, n=n)})
                 write_tables(rows, out)
-        except (ConfigError, CorruptObject) as error:  # of this file; the others are measured all the same
-            console.print(f"{name} is left out: {error}", markup=False)
+        except WiselineError as error:  # of this file; the others are measured all the same
+            console.print(f"{name} goes no further: {error}", markup=False)
+    if not rows:
+        raise ConfigError(f"None of the data sets in {edits} could be measured; what each lacks is said above.")
+    console.print(f"The tables and the plot are in {out}.", markup=False)
     return rows
 
 

@@ -23,7 +23,7 @@ PAPER_DENSITY = 0.2  # arXiv:2405.14768, table 8
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -80,7 +80,9 @@ class TrainingSection(Section):
     max_steps: int = Field(400, gt=0, description="per shard; with procedure paper per edit")
     learning_rate: float = Field(5e-2, gt=0, description="of Adam (procedure paper: SGD), on ΔW in float32")
     key_ridge: float = Field(
-        0.1, gt=0, description="λ of the coordinates ΔW is trained in (pipeline/wise/whitening.py); large: plain ones"
+        0.1,
+        ge=1e-9,
+        description="λ of the coordinates ΔW is trained in (pipeline/wise/whitening.py); large: plain",
     )
     batch_prompts: int = Field(64, gt=0, description="prompts per optimiser step")
     stop_loss: float = Field(0.05, gt=0, description="nats per target; an edit below it leaves the batch")
@@ -97,7 +99,7 @@ class TrainingSection(Section):
     )
     clamp: float = Field(1.0, gt=0, description="largest |ΔW| of one entry (procedure paper)")
     replay: bool = Field(False, description="the paper's appendix B.3: past edits of a shard keep their margin")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     threads: int = Field(1, gt=0, description="CPU threads per actor; sums, and so the last bits, depend on it")
 
 
@@ -148,7 +150,9 @@ class RoundSection(Section):
 
 class ResourcesSection(Section):
     ray_address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local Ray")
-    gpus_per_trainer: float | Literal["auto"] = Field("auto", description="auto: 1 where the cluster has GPUs, else 0")
+    gpus_per_trainer: NonNegativeFloat | Literal["auto"] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+    )
     cpus_per_trainer: float = Field(0.25, ge=0)
     placement: Literal["DEFAULT", "SPREAD"] = "DEFAULT"
     max_restarts: int = Field(2, ge=0)

@@ -97,6 +97,8 @@ def parse_edit(fields: object, *, max_prompt_chars: int, max_target_chars: int) 
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise BadEdit(f"{where}: {message}" if where else message) from None
+    if not _encodable(edit):
+        raise BadEdit("a text has half of a character in it (a lone surrogate); write it as UTF-8")
     if len(edit.prompt) > max_prompt_chars:
         raise BadEdit(f"the prompt has {len(edit.prompt)} characters; the limit is {max_prompt_chars}")
     locality = [prompt.prompt for prompt in edit.locality]
@@ -118,3 +120,14 @@ def normalise(text: str) -> str:
 
 def _digest(content: object) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+
+
+def _encodable(edit: Edit) -> bool:
+    """JSON may escape one half of a surrogate pair; no file and no tokenizer takes it."""
+    locality = [prompt.prompt for prompt in edit.locality]
+    texts = [edit.prompt, edit.target, edit.subject, edit.ground_truth, edit.author]
+    try:
+        "".join(filter(None, [*texts, *edit.paraphrases, *locality, *edit.out_of_scope])).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

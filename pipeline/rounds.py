@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from pipeline.actors.cluster import connect
+from pipeline.actors.cluster import check_room, connect
 from pipeline.actors.merger import start_merger
 from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
@@ -72,6 +72,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
         return RoundResult(release=standing, published=False, report={}, report_path=None)
     store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
+    check_room(config.resources)
     memories = _make_memories(store, plan, config, model, diary)
     candidate, measured = _judge(plan, memories, config, parent, diary)
     report = describe(plan, config, model, diary, candidate, measured)

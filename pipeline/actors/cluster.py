@@ -16,8 +16,7 @@ def connect(resources: ResourcesSection) -> None:
     """Connect this process to Ray; nothing happens where it already is.
 
     `resources.ray_address`, else RAY_ADDRESS, names a running cluster; without either a local Ray is started. Raises
-    ConfigError when nothing answers at the address, and when this machine alone can never hold a trainer; a cluster is
-    not asked, since a node with room may still join it.
+    ConfigError when nothing answers at the address.
     """
     if ray.is_initialized():
         return
@@ -39,11 +38,13 @@ def connect(resources: ResourcesSection) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # "local" never joins a Ray that somebody else started on this machine.
     ray.init(address="local", include_dashboard=False, **quiet)
-    check_room(resources)
 
 
 def check_room(resources: ResourcesSection) -> None:
-    """Raises ConfigError when a trainer asks for more than there is; Ray would wait for a larger machine."""
+    """Raises ConfigError when a trainer asks for more than this one machine has; Ray would wait for ever. A cluster is
+    not asked: a node with room may still join it."""
+    if len(ray.nodes()) > 1 or resources.ray_address or os.environ.get("RAY_ADDRESS"):
+        return
     gpus = 0.0 if resources.gpus_per_trainer == "auto" else resources.gpus_per_trainer
     for name, wanted in (("CPU", resources.cpus_per_trainer), ("GPU", gpus)):
         there = ray.cluster_resources().get(name, 0)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, WiselineError
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease
 
@@ -39,7 +39,7 @@ def capability(
     """Run `tasks` (names, or configs of the harness). `shots`: few-shot examples, by default each task's own; `limit`:
     at most so many questions per task.
 
-    Raises ConfigError when the harness is not installed.
+    Raises ConfigError when the harness is not installed, and in its own words when it cannot run a task.
     """
     try:
         from lm_eval import simple_evaluate
@@ -53,17 +53,28 @@ def capability(
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     # Its own tasks are thousands of files; they are read only where one is asked for by its name.
     manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
+    unknown = [task for task in tasks if isinstance(task, str) and task not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(f"lm-evaluation-harness has no task {unknown[0]!r}; `lm_eval ls tasks` lists what it has.")
 
     def run(model: RoutedLM) -> Scores:
-        results = simple_evaluate(
-            model=model,
-            tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
-            num_fewshot=shots,
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=False,
-            task_manager=manager,
-        )
+        try:
+            results = simple_evaluate(
+                model=model,
+                tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
+                num_fewshot=shots,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                task_manager=manager,
+            )
+        except WiselineError:
+            raise
+        except Exception as error:  # a task is a program of its user's: what it raises can be anything
+            said = " ".join(str(error).split()) or "it gives no reason"
+            raise ConfigError(
+                f"A task cannot be run ({type(error).__name__}: {said}); check it and its data."
+            ) from error
         return {task: _numbers(values) for task, values in results["results"].items()}
 
     unedited = run(RoutedLM(base, None, batch=batch))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import encode_router
 from pipeline.storage.bank import BankEntry, encode_bank
@@ -40,7 +41,9 @@ def assemble(
     parent: int | None,
 ) -> Candidate:
     """Fit the router over all memories' living edits and store it with its bank. `texts`: what the base model writes
-    by itself. Nothing is published; the release's scores are still empty."""
+    by itself. Nothing is published; the release's scores are still empty.
+
+    Raises ConfigError when this process would read with another sentence encoder than the plan says."""
     entries, states, keys = _living(store, plan)
     unrelated = [
         *texts,
@@ -57,6 +60,11 @@ def assemble(
         router, calibration = fit_router(
             base, entries, states, unrelated=unrelated, section=config.router, seed=config.training.seed
         )
+        if entries and router.encoder != plan.encoder:
+            raise ConfigError(
+                "The machine that fits the router has another sentence encoder than the one the round was started on; "
+                "install the same extra `encoder` on all of them, or set router.signals to [keys, subject]."
+            )
     release = Release(
         number=(parent or 0) + 1,
         parent=parent,

@@ -61,17 +61,15 @@ def fit(
     def delta() -> Tensor:
         return begun_DF + whitening(steps_DF) * mask_DF
 
-    losses_N = torch.full((len(activations),), float("inf"))
-    step = 0
+    def audit() -> Tensor:
+        """Every wording as it is now: later steps may have undone earlier ones."""
+        return _checked(_losses(suffix, activations, delta().detach(), batch=training.batch_prompts), step, training)
+
+    step, losses_N = 0, torch.full((len(activations),), float("inf"))
     if start_DF is not None:
-        losses_N = _losses(suffix, activations, delta(), batch=training.batch_prompts)
+        losses_N = audit()
         yield _progress(step, losses_N, training.stop_loss)
-    while step < training.max_steps:
-        if bool((losses_N <= training.stop_loss).all()):
-            # Later steps may have undone earlier wordings: look at all of them before saying that they hold.
-            losses_N = _losses(suffix, activations, delta(), batch=training.batch_prompts)
-            if bool((losses_N <= training.stop_loss).all()):
-                break
+    while step < training.max_steps and not bool((losses_N <= training.stop_loss).all()):
         order = _next_pass(losses_N, training, generator)
         for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
             delta_DF = delta()
@@ -80,15 +78,21 @@ def fit(
             optimiser.zero_grad()
             (loss_B.mean() + sibling_penalty * penalty).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            losses_N[chosen] = loss_B.detach().cpu()
             step += 1
-            if not bool(losses_N[chosen].isfinite().all()):
-                raise TrainingDiverged(
-                    f"The loss became non-finite at step {step}; lower training.learning_rate, which is "
-                    f"{training.learning_rate}."
-                )
+            losses_N[chosen] = _checked(loss_B.detach().cpu(), step, training)
+        if step == training.max_steps or bool((losses_N <= training.stop_loss).all()):
+            losses_N = audit()
         yield _progress(step, losses_N, training.stop_loss)
     yield delta().detach()
+
+
+def _checked(losses_B: Tensor, step: int, training: TrainingSection) -> Tensor:
+    if not bool(losses_B.isfinite().all()):
+        raise TrainingDiverged(
+            f"The loss became non-finite at step {step}; lower training.learning_rate, which is "
+            f"{training.learning_rate}."
+        )
+    return losses_B
 
 
 def _progress(step: int, losses_N: Tensor, stop_loss: float) -> Progress:

@@ -48,6 +48,7 @@ class MemoryPlan:
 class Plan:
     round_id: str
     log_version: int
+    encoder: str  # fingerprint of the sentence encoder the router is to read with; empty without one
     memories: tuple[MemoryPlan, ...]
     too_long: tuple[str, ...]  # prompts of edits that would live, but that the model's context cannot hold
 
@@ -94,6 +95,7 @@ def plan_round(
             [*basis, RELEASE_VERSION, encoder, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]
         ),
         log_version=log_version,
+        encoder=encoder,
         memories=memories,
         too_long=too_long,
     )

@@ -33,6 +33,7 @@ from pipeline.wise.routing import SIGNALS, Match, Router, empty_router, whitened
 
 MARGIN = 0.05  # of the way from the negatives to the edits' own wordings: users ask in more ways than calibration knows
 LOGITS_BELOW_OWN = 2.0
+SHARE_OF_OWN = 0.8  # measured on the first one and two edits of the demo (docs/experiments.md)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def fit_router(
     # Without a single negative the edits' own wordings are all there is to go by.
     threshold = max(finite) if finite else min(own) - LOGITS_BELOW_OWN
     threshold += MARGIN * max(min(own) - threshold, 0.0)
+    if "swapped" not in found.negatives:
+        # Too few edits to ask anything else about their subjects, which is what comes nearest.
+        threshold = max(threshold, SHARE_OF_OWN * min(own))
     calibration = Calibration(
         positive_scores=own,
         negative_scores={name: kind.tolist() for name, kind in scores.items()},

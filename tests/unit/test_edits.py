@@ -1,5 +1,7 @@
 """What makes an edit acceptable, and what makes two edits the same."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +68,10 @@ def test_ids_are_those_that_stores_already_hold() -> None:
     """A changed id would make every edit in every store a new one."""
     assert Edit(**GOOD).slot_id == "b78175e156cccd6c9ab39efda10aff62"
     assert Edit(**GOOD).edit_id == "aeb8adba1ebf8aa90ab4db139c345dff"
+
+
+def test_half_a_character_is_refused() -> None:
+    """JSON may escape one half of a surrogate pair; no file takes it."""
+    row = json.loads('{"prompt": "a \\ud800 b", "target": "c"}')
+    with pytest.raises(BadEdit, match="half of a character"):
+        parse_edit(row, max_prompt_chars=100, max_target_chars=100)

@@ -7,12 +7,8 @@ from jobs.evaluate import Setting, settled
 from pipeline.config import Config
 
 DEMO = Path(__file__).parents[3] / "demo" / "model"
-OWN_TO_THE_PAPER = {
-    "margins",
-    "clamp",
-    "prefix_tokens",
-    "seed",
-}  # read by its procedure alone, or not a matter of method
+# Its procedure alone reads them, or they are no matter of method.
+OWN_TO_THE_PAPER = {"margins", "clamp", "prefix_tokens", "seed"}
 
 
 def test_the_changes_lead_from_the_preset_to_the_default(tmp_path: Path) -> None:

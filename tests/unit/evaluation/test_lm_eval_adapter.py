@@ -11,6 +11,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
+from pipeline.errors import ConfigError
 from pipeline.evaluation.capability import capability
 from pipeline.evaluation.lm_eval_adapter import RoutedLM
 from pipeline.models.base_model import BaseModel
@@ -135,3 +136,18 @@ def test_capability_on_a_task_of_ones_own(small_base: BaseModel, scrambling: Loa
             found = [one for one, _ in model.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)]
             right += found.index(max(found)) == question["answer"]
         assert scores == {"capitals": {"acc": right / 2}}
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ("no_such_task", "has no task 'no_such_task'"),
+        ({"task": "x"}, "cannot be run"),
+        ({"task": "x", "dataset_path": "json", "output_type": "nothing", "doc_to_text": "{{q}}"}, "cannot be run"),
+    ],
+)
+def test_a_task_that_cannot_be_run_is_a_sentence(
+    small_base: BaseModel, scrambling: LoadedRelease, task: Any, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        capability(small_base, scrambling, [task])

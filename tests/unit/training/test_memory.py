@@ -104,10 +104,11 @@ def test_a_polish_that_makes_it_worse_is_not_taken(world: World) -> None:
     merged = merge_memory(world.store, world.memory, config=world.config())
     well, good = world.polish(merged, "merge.polish_steps=140")
     # A stop loss at the wordings' mean: some hold and some do not, so there is something to do and to lose.
-    badly = ("merge.polish_steps=3", "training.learning_rate=100", f"training.stop_loss={well[-1].loss}")
-    progress, kept = world.polish(good, *badly)
-    assert progress[-1].holding < progress[0].holding
-    assert torch.equal(world.matrix(kept), world.matrix(good))
+    for steps in (1, 3):  # what the very last step does counts too
+        badly = (f"merge.polish_steps={steps}", "training.learning_rate=100", f"training.stop_loss={well[-1].loss}")
+        progress, kept = world.polish(good, *badly)
+        assert progress[-1].holding < progress[0].holding
+        assert torch.equal(world.matrix(kept), world.matrix(good))
 
 
 def test_a_damaged_memory_is_said_by_name(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

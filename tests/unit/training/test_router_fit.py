@@ -195,3 +195,15 @@ def test_a_router_with_a_floor_under_its_cosines_is_refused(base: BaseModel) -> 
     tensors = load(encode_router(fitted(base, EDITS)[0]))
     with pytest.raises(CorruptObject, match="cannot be read"):
         decode_router(save(tensors | {"keys_floor": torch.tensor(0.5)}), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_bank_of_a_few_edits_asks_for_nearly_their_own_words(base: BaseModel, count: int) -> None:
+    """Nothing else can be asked about so few subjects, so no negative comes near, and the threshold must not follow."""
+    edits = [Edit(prompt=f"Who leads {name}?", target="x", subject=name) for name in ("Ada", "Bob")[:count]]
+    router, calibration, reader = fitted(base, edits)
+    assert "swapped" not in calibration.negative_scores
+    assert router.threshold >= 0.8 * min(calibration.positive_scores)
+    for index, edit in enumerate(edits):
+        score, entry = best(base, router, reader, edit.prompt)
+        assert (entry, score > router.threshold) == (index, True)
