@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Weights of SIGNALS with and without the encoder. Text signals: `python -m benchmarks.routing --fit` on CounterFact
-# rows 5,000-9,999. `keys`: on tuning facts of three models (docs/experiments.md).
+# rows 5,000-9,999. `keys`: on tuning facts of two models and on the demo's own edits (docs/experiments.md).
 PRIOR = (9.0, 4.29, 2.57, 1.41)
 PRIOR_WITHOUT_ENCODER = (9.0, 5.37, 0.0, 0.0)
 PRIOR_PRECISION = 0.2  # a normal prior of deviation 1.6 around each weight
