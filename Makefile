@@ -20,13 +20,13 @@ test: $(VENV)/installed-dev  ## Unit, contract and Ray tests
 test-integration: $(VENV)/installed-dev  ## The whole loop against real services (S3 server); skips what is missing
 	$(BIN)/python -m pytest tests/integration
 
-lint: $(VENV)/installed-dev  ## ruff, mypy --strict, import contracts
+lint: $(VENV)/installed-lint  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/installed-dev  ## Rewrite the sources as ruff formats them
+format: $(VENV)/installed-lint  ## Rewrite the sources as ruff formats them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -45,6 +45,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/installed-lint: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lint]"
+	@touch $@ $(VENV)/installed
+
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $@ $(VENV)/installed
+	@touch $@ $(VENV)/installed-lint $(VENV)/installed
