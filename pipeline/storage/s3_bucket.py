@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any
 
 import s3fs
-from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
-from botocore.exceptions import (  # type: ignore[import-untyped]
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
