@@ -1,12 +1,13 @@
 """Shard deltas, merged side memories and key matrices as Parquet bytes.
 
 Shapes: D rows (d_model), F columns (d_ff), n trained entries or keys. A shard delta keeps its values only, row by row
-in mask order; where they belong is the mask's business, which is regenerated from its seed.
+in mask order; where they belong is the mask's business, which is regenerated from its seed. Deltas and memories lie in
+row groups of `block_rows` rows, and are read and written block by block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import CorruptObject
-from pipeline.storage.parquet import decode_table, encode_table
+from pipeline.storage.parquet import StoredTable, decode_table, encode_blocks, encode_table
 from pipeline.storage.schemas import DELTA, DELTA_VERSION, check_version, dense
 
 FloatArray = NDArray[np.float32]
+BLOCK_ENTRIES = 2**18  # matrix entries of a row block, at most: some shards of them fit into a cache
 
 
 class DeltaMetadata(BaseModel):
@@ -59,10 +61,10 @@ class MemoryMetadata(BaseModel):
 
 
 @dataclass(frozen=True)
-class ShardDelta:
-    """ΔW of one shard: `values` [n] in mask order, of which the first `row_lengths[0]` belong to row 0, and so on."""
+class DeltaRows:
+    """ΔW of one shard, or a block of its rows: `values` [n] in mask order, of which the first `row_lengths[0]` belong
+    to the first row, and so on."""
 
-    metadata: DeltaMetadata
     values: FloatArray
     row_lengths: NDArray[np.int32]
 
@@ -75,36 +77,62 @@ class SideMemory:
     matrix: FloatArray
 
 
-def encode_delta(delta: ShardDelta) -> bytes:
+def block_rows(columns: int) -> int:
+    """Rows of a block of a matrix with so many columns: a power of two, so that blocks fit into row groups."""
+    return int(2 ** (max(1, BLOCK_ENTRIES // columns).bit_length() - 1))
+
+
+def encode_delta(metadata: DeltaMetadata, delta: DeltaRows) -> bytes:
     lengths = delta.row_lengths
-    assert lengths.shape == (delta.metadata.rows,), (lengths.shape, delta.metadata.rows)
+    assert lengths.shape == (metadata.rows,), (lengths.shape, metadata.rows)
     assert int(lengths.sum()) == delta.values.size, (int(lengths.sum()), delta.values.size)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     values = pa.array(np.ascontiguousarray(delta.values, dtype=np.float32))
     rows = pa.ListArray.from_arrays(pa.array(offsets), values, type=DELTA.field("values").type)
-    return encode_table(pa.Table.from_arrays([rows], schema=DELTA), delta.metadata.model_dump(mode="json"))
+    blocks = pa.Table.from_arrays([rows], schema=DELTA).to_batches(max_chunksize=block_rows(metadata.columns))
+    return encode_blocks(map(_as_table, blocks), DELTA, metadata.model_dump(mode="json"))
 
 
-def decode_delta(data: bytes) -> ShardDelta:
-    """Raises CorruptObject or NewerSchema."""
-    rows, metadata = _decode(data, DeltaMetadata, "The shard delta")
-    lengths = np.diff(rows.offsets.to_numpy()).astype(np.int32)
-    values = rows.flatten().to_numpy(zero_copy_only=False)
-    if lengths.size != metadata.rows or (lengths.size and int(lengths.max()) > metadata.columns):
-        raise CorruptObject(f"The shard delta does not fit its own shape {metadata.rows} x {metadata.columns}.")
-    return ShardDelta(metadata, values, lengths)
+class StoredDelta:
+    """A shard's delta, read block by block. Every method raises CorruptObject or NewerSchema."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._table = StoredTable(file, "The shard delta")
+        self.metadata = _metadata(self._table.description, DeltaMetadata, self._table.what)
+        if self._table.rows != self.metadata.rows:
+            raise self._misfit()
+
+    def blocks(self, rows: int) -> Iterator[DeltaRows]:
+        """Blocks of `rows` rows from the top; the last may have fewer."""
+        for block in self._table.blocks(rows):
+            column = _only_column(block, self._table.what)
+            lengths = np.diff(column.offsets.to_numpy()).astype(np.int32)
+            if lengths.size and int(lengths.max()) > self.metadata.columns:
+                raise self._misfit()
+            yield DeltaRows(column.flatten().to_numpy(zero_copy_only=False), lengths)
+
+    def _misfit(self) -> CorruptObject:
+        shape = f"{self.metadata.rows} x {self.metadata.columns}"
+        return CorruptObject(f"The shard delta does not fit its own shape {shape}.")
 
 
 def encode_memory(memory: SideMemory) -> bytes:
-    shape = (memory.metadata.rows, memory.metadata.columns)
-    assert memory.matrix.shape == shape, (memory.matrix.shape, shape)
-    return encode_table(_dense_table(memory.matrix), memory.metadata.model_dump(mode="json"))
+    rows = block_rows(memory.metadata.columns)
+    return encode_memory_blocks(
+        memory.metadata, (memory.matrix[first : first + rows] for first in range(0, memory.metadata.rows, rows))
+    )
+
+
+def encode_memory_blocks(metadata: MemoryMetadata, blocks: Iterable[FloatArray]) -> bytes:
+    """The memory whose matrix comes in blocks of rows, from the top; each becomes a row group."""
+    return encode_blocks(map(_dense_table, blocks), dense(metadata.columns), metadata.model_dump(mode="json"))
 
 
 def decode_memory(data: bytes) -> SideMemory:
     """Raises CorruptObject or NewerSchema."""
-    rows, metadata = _decode(data, MemoryMetadata, "The side memory")
-    matrix = _dense_matrix(rows, "The side memory")
+    table, fields = decode_table(data, "The side memory")
+    metadata = _metadata(fields, MemoryMetadata, "The side memory")
+    matrix = _dense_matrix(_only_column(table, "The side memory"), "The side memory")
     if matrix.shape != (metadata.rows, metadata.columns):
         raise CorruptObject(f"The side memory does not fit its own shape {metadata.rows} x {metadata.columns}.")
     return SideMemory(metadata, matrix)
@@ -135,22 +163,26 @@ def decode_matrix(data: bytes) -> tuple[FloatArray, dict[str, Any]]:
 Metadata = TypeVar("Metadata", DeltaMetadata, MemoryMetadata)
 
 
-def _decode(data: bytes, expected: type[Metadata], what: str) -> tuple[Any, Metadata]:
-    table, fields = decode_table(data, what)
+def _metadata(fields: Mapping[str, Any], expected: type[Metadata], what: str) -> Metadata:
     check_version(fields.get("schema_version"), DELTA_VERSION, what)
     try:
-        metadata = expected.model_validate(fields)
+        return expected.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CorruptObject(f"{what} has unreadable metadata ({where}: {first['msg']}).") from None
-    return _only_column(table, what), metadata
 
 
 def _only_column(table: Any, what: str) -> Any:
-    if table.column_names != ["values"] or table["values"].null_count:
+    """Of a table or a record batch."""
+    if table.schema.names != ["values"] or table["values"].null_count:
         raise CorruptObject(f"{what} has the wrong columns.")
-    return table["values"].combine_chunks()
+    column = table["values"]
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _as_table(batch: Any) -> Any:
+    return pa.Table.from_batches([batch])
 
 
 def _dense_table(matrix: FloatArray) -> Any:

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import AlreadyExists, ConfigError, NotFound, StoreError, UnsafeStore
 
@@ -30,12 +32,12 @@ class LocalDisk:
         return str(self.root)
 
     def read(self, path: str) -> bytes:
-        try:
+        with self._explained(path):
             return (self.root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFound(f"There is no object {path} in {self}.") from None
-        except OSError as error:
-            raise StoreError(f"{self.root / path} cannot be read: {error.strerror}.") from error
+
+    def open(self, path: str) -> BinaryIO:
+        with self._explained(path):
+            return (self.root / path).open("rb")
 
     def create(self, path: str, data: bytes) -> None:
         """Write a file beside the place and link it there: the link is what at most one writer gets."""
@@ -77,6 +79,15 @@ class LocalDisk:
 
     def remove(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"There is no object {path} in {self}.") from None
+        except OSError as error:
+            raise StoreError(f"{self.root / path} cannot be read: {error.strerror}.") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.config import StoreSection
 from pipeline.errors import AlreadyExists, ConfigError, CorruptObject, UnsafeStore
@@ -46,6 +46,10 @@ class ObjectStore:
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise CorruptObject(f"{path} in {self.uri} differs from its checksum; restore it from a copy or roll back.")
         return data
+
+    def open(self, path: str) -> BinaryIO:
+        """The object as a file, for readers that take it piece by piece. Raises NotFound."""
+        return self._objects.open(checked_path(path))
 
     def put(self, path: str, data: bytes) -> str:
         """Store an object named by its content and return its SHA-256; nothing happens where it is already there.

@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
@@ -23,6 +23,7 @@ from botocore.exceptions import (
 from fsspec.asyn import sync
 
 from pipeline.errors import AlreadyExists, NotFound, OutcomeUnknown, StoreError
+from pipeline.storage.ranged_file import ranged_file
 
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
@@ -58,10 +59,16 @@ class S3Bucket:
         """Without retries: a second try after a lost answer would meet its own object and take it for a rival's."""
         return connect_s3(self.endpoint_url, attempts=1)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The object's bytes, or those from `start` up to `end`."""
         with explained(f"{self.uri}/{path}"):
-            data: bytes = self.s3.cat_file(f"{self.uri}/{path}")
+            data: bytes = self.s3.cat_file(f"{self.uri}/{path}", start=start, end=end)
             return data
+
+    def open(self, path: str) -> BinaryIO:
+        with explained(f"{self.uri}/{path}"):
+            size = int(self.s3.info(f"{self.uri}/{path}")["size"])
+        return ranged_file(size, functools.partial(self.read, path))
 
     def create(self, path: str, data: bytes) -> None:
         uri = f"{self.uri}/{path}"

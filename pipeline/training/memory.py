@@ -6,6 +6,7 @@ beside them: `polish`, a few steps of the suffix from the merged ΔW on, inside 
 in the paper; `merge.polish_steps: 0` leaves it out.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -15,14 +16,15 @@ from transformers import PreTrainedModel
 
 from pipeline.config import Config
 from pipeline.errors import CorruptObject
-from pipeline.storage.deltas import MemoryMetadata, SideMemory, decode_memory, encode_memory
+from pipeline.storage.deltas import MemoryMetadata, SideMemory, decode_memory, encode_memory, encode_memory_blocks
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef
 from pipeline.training.activations import Activations, joined
 from pipeline.training.fit import Progress, fit
 from pipeline.training.planning import MemoryPlan
-from pipeline.training.shard_files import read_delta, read_keys
-from pipeline.wise.merge import METHODS, MergeInput
+from pipeline.training.shard_files import read_metadata, shard_mask
+from pipeline.training.stored_shards import StoredShards
+from pipeline.wise.merge import METHODS, MergeOptions, merge
 
 
 def find_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef | None:
@@ -36,32 +38,27 @@ def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> O
     found = _find(store, path)
     if found is not None:
         return found
-    deltas, masks, metadata = zip(*(read_delta(store, shard) for shard in memory.shards), strict=True)
-    merged_DF = METHODS[config.merge.method].merge(
-        MergeInput(
-            deltas_KDF=torch.stack(deltas),
-            trained_KDF=torch.stack(masks),
-            keys_NF=[read_keys(store, shard) for shard in memory.shards],
-            shards_K=[shard.index for shard in memory.shards],
-            seed=memory.seed,
-            density=METHODS[config.merge.method].density if config.merge.density == "auto" else config.merge.density,
-            keyed_ridge=config.merge.keyed_ridge,
-        )
+    shards = StoredShards(store, memory.shards)
+    method, first = config.merge.method, shards.metadata_K[0]
+    density = METHODS[method].density if config.merge.density == "auto" else config.merge.density
+    options = MergeOptions(
+        seed=memory.seed,
+        density=density,
+        keyed_ridge=config.merge.keyed_ridge,
+        threads=config.training.threads,
     )
-    side_memory = SideMemory(
-        metadata=MemoryMetadata(
-            model_fingerprint=metadata[0].model_fingerprint,
-            layer=metadata[0].layer,
-            method=config.merge.method,
-            shards=len(memory.shards),
-            edits_digest=memory.digest,
-            config_digest=config.digest("shards", "training", "merge"),
-            rows=merged_DF.shape[0],
-            columns=merged_DF.shape[1],
-        ),
-        matrix=merged_DF.numpy(),
+    metadata = MemoryMetadata(
+        model_fingerprint=first.model_fingerprint,
+        layer=first.layer,
+        method=method,
+        shards=len(memory.shards),
+        edits_digest=memory.digest,
+        config_digest=config.digest("shards", "training", "merge"),
+        rows=first.rows,
+        columns=first.columns,
     )
-    return ObjectRef(path=path, sha256=store.put(path, encode_memory(side_memory)))
+    merged = (block_RF.numpy() for block_RF in merge(method, shards, options))
+    return ObjectRef(path=path, sha256=store.put(path, encode_memory_blocks(metadata, merged)))
 
 
 def polish_memory(
@@ -102,8 +99,8 @@ def polish_memory(
 
 def _trained(store: ObjectStore, memory: MemoryPlan) -> Tensor:
     """D × F: the entries that any of the memory's shards could move."""
-    masks_KDF = torch.stack([read_delta(store, shard)[1] for shard in memory.shards])
-    return masks_KDF.any(dim=0)
+    masks = (shard_mask(read_metadata(store, shard)) for shard in memory.shards)
+    return functools.reduce(torch.logical_or, masks)
 
 
 def _path(memory: MemoryPlan, config: Config, *, polished: bool) -> str:

@@ -3,7 +3,8 @@
 All three are functions of the digest. The delta comes last; with all three the shard is finished.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from pipeline.errors import CorruptObject
 from pipeline.storage.deltas import (
     DeltaMetadata,
-    ShardDelta,
-    decode_delta,
+    DeltaRows,
+    StoredDelta,
     decode_matrix,
     encode_delta,
     encode_matrix,
@@ -88,41 +89,49 @@ def read_states(store: ObjectStore, shard: ShardPlan) -> list[Tensor]:
 def write_delta(
     store: ObjectStore, shard: ShardPlan, delta_DF: Tensor, mask_DF: Tensor, *, metadata: DeltaMetadata
 ) -> None:
-    delta = ShardDelta(
-        metadata=metadata,
-        values=delta_DF[mask_DF].numpy(),
-        row_lengths=mask_DF.sum(dim=1).numpy().astype(np.int32),
-    )
-    store.put(_path(shard, "delta"), encode_delta(delta))
+    delta = DeltaRows(values=delta_DF[mask_DF].numpy(), row_lengths=mask_DF.sum(dim=1).numpy().astype(np.int32))
+    store.put(delta_path(shard.digest), encode_delta(metadata, delta))
 
 
-def read_delta(store: ObjectStore, shard: ShardPlan) -> tuple[Tensor, Tensor, DeltaMetadata]:
-    """ΔW (D × F, dense) and its mask, regenerated from the seed in the metadata."""
-    delta = _read(store, _path(shard, "delta"), decode_delta)
-    meta = delta.metadata
-    mask_DF = shard_mask(meta)
-    if not np.array_equal(mask_DF.sum(dim=1).numpy(), delta.row_lengths):
-        raise CorruptObject(f"{_path(shard, 'delta')} does not fit its mask; remove it and run the round again.")
-    delta_DF = torch.zeros(mask_DF.shape)
-    delta_DF[mask_DF] = torch.from_numpy(delta.values.copy())
-    return delta_DF, mask_DF, meta
+def read_metadata(store: ObjectStore, shard: ShardPlan) -> DeltaMetadata:
+    """What the shard's delta was computed from."""
+    with _damage_named(store, delta_path(shard.digest)), store.open(delta_path(shard.digest)) as file:
+        return StoredDelta(file).metadata
 
 
-def shard_mask(meta: DeltaMetadata) -> Tensor:
+def read_delta_blocks(store: ObjectStore, shard: ShardPlan, *, rows: int) -> Iterator[DeltaRows]:
+    """ΔW of the shard in blocks of so many rows, from the top."""
+    with _damage_named(store, delta_path(shard.digest)), store.open(delta_path(shard.digest)) as file:
+        yield from StoredDelta(file).blocks(rows)
+
+
+def shard_mask(meta: DeltaMetadata, *, first_row: int = 0, rows: int | None = None) -> Tensor:
+    """D × F, or a block of its rows: regenerated from the seed in the metadata."""
     return subspace_mask(
-        (meta.rows, meta.columns),
+        (meta.rows if rows is None else rows, meta.columns),
         seed=meta.seed,
         shard=meta.mask_index,
         density=meta.density,
         disjoint=meta.masks == "disjoint",
+        first_row=first_row,
     )
 
 
 def _read(store: ObjectStore, path: str, decode: Callable[[bytes], Decoded]) -> Decoded:
-    try:
+    with _damage_named(store, path):
         return decode(store.read(path))
+
+
+@contextlib.contextmanager
+def _damage_named(store: ObjectStore, path: str) -> Iterator[None]:
+    try:
+        yield
     except CorruptObject as error:
         raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})") from None
+
+
+def delta_path(digest: str) -> str:
+    return f"shards/{digest}/delta.parquet"
 
 
 def _path(shard: ShardPlan, name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.edits import Edit
 from pipeline.errors import AlreadyExists, CorruptObject, NotFound, RoundConflict, StoreError
+from pipeline.storage import ranged_file
 from pipeline.storage.batches import Batch, Rejection
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
@@ -21,6 +22,19 @@ def test_what_is_put_is_read_back(store: ObjectStore) -> None:
     digest = store.put("rounds/r1/delta.parquet", b"\x00bytes\xff")
     assert digest == hashlib.sha256(b"\x00bytes\xff").hexdigest()
     assert store.read("rounds/r1/delta.parquet", sha256=digest) == b"\x00bytes\xff"
+
+
+def test_an_object_opens_as_a_file(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranged_file, "READ_AHEAD", 100)
+    data = bytes(range(256)) * 4
+    store.put("a", data)
+    with store.open("a") as file:
+        assert file.seek(-3, 2) == 1021
+        assert file.read() == data[-3:]
+        assert file.seek(5) == 5
+        assert [file.read(size) for size in (1, 300, 0, 5000)] == [data[5:6], data[6:306], b"", data[306:]]
+    with pytest.raises(NotFound):
+        store.open("missing")
 
 
 def test_reading_checks_the_checksum(store: ObjectStore) -> None:

@@ -12,16 +12,19 @@ from pipeline.edits import Edit
 from pipeline.errors import CorruptObject
 from pipeline.models.base_model import BaseModel
 from pipeline.models.suffix import load_suffix
+from pipeline.storage import deltas
 from pipeline.storage.deltas import decode_memory
 from pipeline.storage.edit_log import LogEntry
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef
+from pipeline.training import memory, stored_shards
 from pipeline.training.activations import Activations
 from pipeline.training.fit import Progress
 from pipeline.training.memory import find_memory, merge_memory, polish_memory
 from pipeline.training.planning import MemoryPlan, plan_round
 from pipeline.training.shard import extract_shard, train_shard
-from pipeline.training.shard_files import read_delta
+from pipeline.training.stored_shards import StoredShards
+from pipeline.wise.merge import METHODS
 
 EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Ap", "Bq", "Cr", "Ds")]
 SETTINGS = (
@@ -83,8 +86,29 @@ def world(base: BaseModel, model_folder: Path, tmp_path_factory: pytest.TempPath
 def test_merging_again_finds_the_same_memory(world: World) -> None:
     merged = merge_memory(world.store, world.memory, config=world.config())
     assert merge_memory(world.store, world.memory, config=world.config()) == merged
-    deltas = [read_delta(world.store, shard)[0] for shard in world.memory.shards]
-    torch.testing.assert_close(world.matrix(merged), deltas[0] + deltas[1])  # what `sum` is
+    (block,) = StoredShards(world.store, world.memory.shards).blocks()
+    torch.testing.assert_close(world.matrix(merged), block.deltas_KRF[0] + block.deltas_KRF[1])  # what `sum` is
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_memory_merged_in_many_blocks_is_that_of_one(
+    world: World, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deltas lie in one row group here, as older versions wrote them however large they were."""
+    settings = (f"merge.method={method}", "merge.density=0.5")
+    once = world.matrix(merge_memory(world.store, world.memory, config=world.config(*settings)))
+    monkeypatch.setattr(deltas, "BLOCK_ENTRIES", 4 * once.shape[1])
+    monkeypatch.setattr(memory, "_find", lambda store, path: None)
+    monkeypatch.setattr(memory, "_path", lambda *_, **__: f"memories/{method}-in-blocks.parquet")
+    in_blocks = merge_memory(world.store, world.memory, config=world.config(*settings, "training.threads=2"))
+    torch.testing.assert_close(world.matrix(in_blocks), once, atol=1e-6, rtol=1e-5)
+
+
+def test_a_delta_that_does_not_fit_its_mask_is_said_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = stored_shards.shard_mask
+    monkeypatch.setattr(stored_shards, "shard_mask", lambda meta, **rows: ~mask(meta, **rows))
+    with pytest.raises(CorruptObject, match=r"shards/.*/delta\.parquet does not fit its mask; remove it"):
+        merge_memory(world.store, world.memory, config=world.config("merge.method=ram"))
 
 
 def test_a_polish_holds_more_and_moves_only_what_the_shards_could(world: World) -> None:
@@ -92,7 +116,8 @@ def test_a_polish_holds_more_and_moves_only_what_the_shards_could(world: World) 
     progress, polished = world.polish(merged, "merge.polish_steps=150")
     assert progress[0].step == 0
     assert progress[-1].holding >= progress[0].holding
-    trained_DF = torch.stack([read_delta(world.store, shard)[1] for shard in world.memory.shards]).any(dim=0)
+    (block,) = StoredShards(world.store, world.memory.shards).blocks()
+    trained_DF = block.trained_KRF.any(dim=0)
     moved_DF = world.matrix(polished) != world.matrix(merged)
     assert moved_DF.any()
     assert not (moved_DF & ~trained_DF).any()

@@ -28,6 +28,15 @@ def test_overlapping_masks_are_independent() -> None:
     assert abs(float((first & second).float().mean()) - 0.25) < 0.01
 
 
+@given(columns=st.integers(1, 9), shard=st.integers(0, 3), disjoint=st.booleans(), block_rows=st.integers(1, 12))
+def test_a_block_of_rows_is_that_of_the_whole_mask(columns: int, shard: int, disjoint: bool, block_rows: int) -> None:
+    given_ = {"seed": 5, "shard": shard, "density": 0.25, "disjoint": disjoint}
+    blocks = [
+        subspace_mask((min(block_rows, 12 - row), columns), **given_, first_row=row) for row in range(0, 12, block_rows)
+    ]
+    assert torch.equal(torch.cat(blocks), subspace_mask((12, columns), **given_))
+
+
 def test_the_bits_are_those_of_the_philox_paper() -> None:
     """A mask is stored as its seed, so its bits may never change. Independent oracle: Philox4x64-10 in plain integers
     (Salmon et al., SC 2011)."""

@@ -1,5 +1,6 @@
 """Merge methods against small oracles that share no code with them: plain loops over entries."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import get_args
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import MergeSection
-from pipeline.wise.merge import METHODS, MergeInput, disjoint_mean, elect_signs
+from pipeline.wise.merge import METHODS, disjoint_mean, elect_signs
+from tests.whole_shards import MergeInput, merged
 
 K, D, F = 3, 5, 7
 DENSITIES = st.sampled_from([0.05, 0.2, 0.53, 0.9, 0.995, 1.0])
@@ -21,7 +23,14 @@ Shards = list[dict[Entry, float]]  # the trained entries of each shard
 
 
 def merge_input(
-    seed: int, *, shards: int = K, density: float = 1.0, ridge: float = 1.0, keys: int = 4, disjoint: bool = False
+    seed: int,
+    *,
+    shards: int = K,
+    density: float = 1.0,
+    ridge: float = 1.0,
+    keys: int = 4,
+    disjoint: bool = False,
+    block_rows: int = 2,
 ) -> MergeInput:
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(shards, D, F, generator=generator) < 0.6
@@ -31,11 +40,12 @@ def merge_input(
     return MergeInput(
         deltas_KDF=torch.randn(shards, D, F, generator=generator) * masks,
         trained_KDF=masks,
-        keys_NF=[torch.randn(keys + k, F, generator=generator) for k in range(shards)],
-        shards_K=[5 * k for k in range(shards)],
+        keys=[torch.randn(keys + k, F, generator=generator) for k in range(shards)],
+        indices_K=[5 * k for k in range(shards)],
         seed=seed,
         density=density,
         keyed_ridge=ridge,
+        block_rows=block_rows,
     )
 
 
@@ -74,7 +84,7 @@ def trimmed(shards: Shards, density: float) -> Shards:
 
 def draws(given_: MergeInput) -> list[np.ndarray]:
     """Each shard's own stream of the generator, apart from the streams of the masks."""
-    bits = [np.random.Philox(key=[given_.seed, 2**32 + shard]).random_raw(D * F) for shard in given_.shards_K]
+    bits = [np.random.Philox(key=[given_.seed, 2**32 + shard]).random_raw(D * F) for shard in given_.indices_K]
     return [((b >> 11) * 2.0**-53).reshape(D, F) for b in bits]
 
 
@@ -146,16 +156,12 @@ ORACLES: dict[str, Callable[[MergeInput], np.ndarray]] = {
 BY_ENTRY = sorted(ORACLES)
 
 
-def merge(name: str, given_: MergeInput) -> np.ndarray:
-    return METHODS[name].merge(given_).numpy()
-
-
 @pytest.mark.parametrize("name", BY_ENTRY)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), density=DENSITIES)
 def test_each_method_is_its_paper_entry_by_entry(name: str, seed: int, density: float) -> None:
     given_ = merge_input(seed, density=density)
-    np.testing.assert_allclose(merge(name, given_), ORACLES[name](given_), atol=1e-5)
+    np.testing.assert_allclose(merged(name, given_).numpy(), ORACLES[name](given_), atol=1e-5)
 
 
 def test_the_config_names_exactly_the_methods_of_the_table() -> None:
@@ -167,16 +173,16 @@ def test_the_config_names_exactly_the_methods_of_the_table() -> None:
 def test_keyed_is_the_least_squares_solution(keys: int) -> None:
     """Oracle: the same ridge problem as an ordinary least-squares one with √λ·I stacked below the keys."""
     given_ = merge_input(1, keys=keys, ridge=0.7)
-    rows = np.concatenate([k.numpy() for k in given_.keys_NF] + [np.sqrt(0.7) * np.eye(F)])
-    wanted = [(k.double() @ d.double().T).numpy() for k, d in zip(given_.keys_NF, given_.deltas_KDF, strict=True)]
+    rows = np.concatenate([k.numpy() for k in given_.keys] + [np.sqrt(0.7) * np.eye(F)])
+    wanted = [(k.double() @ d.double().T).numpy() for k, d in zip(given_.keys, given_.deltas_KDF, strict=True)]
     solution, *_ = np.linalg.lstsq(rows, np.concatenate([*wanted, np.zeros((F, D))]), rcond=None)
-    np.testing.assert_allclose(METHODS["keyed"].merge(given_).numpy(), solution.T, atol=1e-5)
+    np.testing.assert_allclose(merged("keyed", given_).numpy(), solution.T, atol=1e-5)
 
 
 def test_keyed_answers_every_shards_keys_as_that_shard_when_there_is_room() -> None:
     given_ = merge_input(5, shards=2, keys=2, ridge=1e-9)  # 2 + 3 keys in 7 dimensions
-    merged_DF = METHODS["keyed"].merge(given_)
-    for keys_NF, delta_DF in zip(given_.keys_NF, given_.deltas_KDF, strict=True):
+    merged_DF = merged("keyed", given_)
+    for keys_NF, delta_DF in zip(given_.keys, given_.deltas_KDF, strict=True):
         torch.testing.assert_close(keys_NF @ merged_DF.T, keys_NF @ delta_DF.T, atol=1e-4, rtol=1e-4)
 
 
@@ -187,23 +193,38 @@ def test_arrival_order_does_not_matter(name: str) -> None:
     other = MergeInput(
         deltas_KDF=given_.deltas_KDF[turned],
         trained_KDF=given_.trained_KDF[turned],
-        keys_NF=[given_.keys_NF[k] for k in turned],
-        shards_K=[given_.shards_K[k] for k in turned],
+        keys=[given_.keys[k] for k in turned],
+        indices_K=[given_.indices_K[k] for k in turned],
         seed=given_.seed,
         density=0.5,
         keyed_ridge=1.0,
     )
-    torch.testing.assert_close(METHODS[name].merge(given_), METHODS[name].merge(other), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(merged(name, given_), merged(name, other), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_same_seed_gives_the_same_bytes_and_the_shards_keep_theirs(name: str) -> None:
     given_ = merge_input(2, density=0.5)
     before = given_.deltas_KDF.clone()
-    merged = METHODS[name].merge(given_)
-    assert torch.equal(merged, METHODS[name].merge(given_))
+    once = merged(name, given_)
+    assert torch.equal(once, merged(name, given_))
     assert torch.equal(given_.deltas_KDF, before)
-    assert merged.dtype == torch.float32
+    assert once.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), density=DENSITIES, block_rows=st.integers(1, D + 1), threads=st.integers(1, 3))
+def test_neither_row_blocks_nor_threads_change_the_merge(
+    name: str, seed: int, density: float, block_rows: int, threads: int
+) -> None:
+    """Where no sum runs over rows the bits are the same: draws belong to the entry, thresholds to the shard."""
+    whole = merge_input(seed, density=density, block_rows=D)
+    other = merged(name, dataclasses.replace(whole, block_rows=block_rows, threads=threads))
+    if name in ("slerp", "keyed"):
+        torch.testing.assert_close(other, merged(name, whole), atol=1e-6, rtol=1e-6)
+    else:
+        assert torch.equal(other, merged(name, whole))
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
@@ -211,7 +232,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_shards_keep_theirs(name: str
 @given(seed=st.integers(0, 10_000))
 def test_one_shard_at_density_one_is_the_identity(name: str, seed: int) -> None:
     given_ = merge_input(seed, shards=1)
-    torch.testing.assert_close(METHODS[name].merge(given_), given_.deltas_KDF[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(merged(name, given_), given_.deltas_KDF[0], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
@@ -219,7 +240,7 @@ def test_one_shard_at_density_one_is_the_identity(name: str, seed: int) -> None:
 @given(seed=st.integers(0, 10_000), density=DENSITIES)
 def test_what_no_shard_could_move_stays_zero(name: str, seed: int, density: float) -> None:
     given_ = merge_input(seed, density=density)
-    assert not METHODS[name].merge(given_)[~given_.trained_KDF.any(dim=0)].any()
+    assert not merged(name, given_)[~given_.trained_KDF.any(dim=0)].any()
 
 
 @settings(max_examples=20, deadline=None)
@@ -228,10 +249,10 @@ def test_disjoint_shards_are_simply_added_or_shrunk_evenly(seed: int) -> None:
     given_ = merge_input(seed, disjoint=True)
     added = given_.deltas_KDF.sum(dim=0)
     for name in ("sum", "sign", "ties", "dare_ties", "della", "breadcrumbs", "ram"):
-        torch.testing.assert_close(METHODS[name].merge(given_), added, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(merged(name, given_), added, atol=1e-6, rtol=1e-6)
     for name in ("linear", "dare_linear"):
-        torch.testing.assert_close(METHODS[name].merge(given_), added / K, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(METHODS["slerp"].merge(given_), added / math.sqrt(K), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(merged(name, given_), added / K, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(merged("slerp", given_), added / math.sqrt(K), atol=1e-5, rtol=1e-5)
 
 
 def test_disjoint_mean_keeps_the_bits_of_disjoint_shards() -> None:
@@ -246,22 +267,22 @@ def test_slerp_of_two_is_half_way_on_the_sphere(angle: float, first: float, seco
     v0, v1 = (first, 0.0), (second * math.cos(angle), second * math.sin(angle))
     weight = math.sin(angle / 2) / math.sin(angle) if angle > 1e-6 else 0.5
     deltas = torch.tensor([[v0], [v1]])
-    given_ = MergeInput(deltas, deltas == deltas, [], shards_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
+    given_ = MergeInput(deltas, deltas == deltas, [], indices_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
     wanted = [[weight * (a + b) for a, b in zip(v0, v1, strict=True)]]
-    np.testing.assert_allclose(merge("slerp", given_), wanted, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(merged("slerp", given_).numpy(), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_slerp_of_opposite_shards_is_their_mean() -> None:
     deltas = torch.tensor([[[2.0, 4.0]], [[-1.0, -2.0]]])
-    given_ = MergeInput(deltas, deltas != 0, [], shards_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
-    assert METHODS["slerp"].merge(given_).tolist() == [[0.5, 1.0]]
+    given_ = MergeInput(deltas, deltas != 0, [], indices_K=[0, 1], seed=0, density=1.0, keyed_ridge=1.0)
+    assert merged("slerp", given_).tolist() == [[0.5, 1.0]]
 
 
 @pytest.mark.parametrize("name", BY_ENTRY)
 def test_shards_that_learned_nothing_merge_to_nothing(name: str) -> None:
     nothing = torch.zeros(2, D, F)
-    given_ = MergeInput(nothing, nothing != 0, [], shards_K=[0, 1], seed=0, density=0.5, keyed_ridge=1.0)
-    assert torch.equal(METHODS[name].merge(given_), nothing[0])
+    given_ = MergeInput(nothing, nothing != 0, [], indices_K=[0, 1], seed=0, density=0.5, keyed_ridge=1.0)
+    assert torch.equal(merged(name, given_), nothing[0])
 
 
 def test_exact_cancellation_elects_nothing() -> None:
