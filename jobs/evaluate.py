@@ -152,9 +152,8 @@ def _evaluate_in(folder: Path, config: Config, chosen: "EvaluationSet", setting:
 
     from jobs.ingest_edits import ingest
     from jobs.round_progress import RoundProgress
-    from pipeline.actors.model_worker import start_model_worker
     from pipeline.actors.results import fetch
-    from pipeline.actors.training_pool import gpus_per_trainer
+    from pipeline.actors.worker import start_worker
     from pipeline.errors import ConfigError
     from pipeline.rounds import run_round
 
@@ -167,7 +166,7 @@ def _evaluate_in(folder: Path, config: Config, chosen: "EvaluationSet", setting:
     assert measured is not None, "a fresh store has news"
     if not result.release.edits:
         raise ConfigError(f"None of the edits fits the context of {config.model.path}; take shorter ones.")
-    worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
+    worker = start_worker(config)
     try:
         studied = fetch(worker.study.remote(result.release, chosen.cases, measured))
     finally:

@@ -154,6 +154,11 @@ class ResourcesSection(Section):
         "auto", description="auto: 1 where the cluster has GPUs, else 0"
     )
     cpus_per_trainer: float = Field(0.25, ge=0)
+    stages: Literal["auto", "together", "apart"] = Field(
+        "auto",
+        description="apart: extraction, training and evaluation start workers of their own, which hold the part of the "
+        "model they need; together: the same workers do all; auto: together where the weights are at most 1 GiB",
+    )
     placement: Literal["DEFAULT", "SPREAD"] = "DEFAULT"
     max_restarts: int = Field(2, ge=0)
 

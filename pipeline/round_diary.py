@@ -20,7 +20,8 @@ from pipeline.training.planning import Plan, ShardPlan
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """plan, extract, train, merge, polish, route, evaluate or publish begins; `detail` says how much there is to do."""
+    """plan, start (of workers), extract, train, merge, polish, route, evaluate or publish begins; `detail` says how
+    much there is to do. A phase may begin again; its seconds add up."""
 
     name: str
     detail: str
@@ -64,7 +65,7 @@ class Diary:
         self.observe(PhaseStarted(name, detail, shards))
         started = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 3)
 
 
 def describe(

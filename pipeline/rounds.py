@@ -10,19 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from pipeline.actors.cluster import check_room, connect
-from pipeline.actors.merger import start_merger
-from pipeline.actors.model_worker import start_model_worker
 from pipeline.actors.results import fetch
-from pipeline.actors.training_pool import (
+from pipeline.actors.worker_pool import (
     Job,
+    WorkerPool,
     extract_shards,
-    gpus_per_trainer,
+    merge_memories,
     polish_memories,
     train_shards,
-    trainers,
 )
 from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
@@ -73,8 +69,9 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
     check_room(config.resources)
-    memories = _make_memories(store, plan, config, model, diary)
-    candidate, measured = _judge(plan, memories, config, parent, diary)
+    with WorkerPool(config, model=model) as pool:
+        memories, routing = _make_memories(store, plan, config, pool, diary)
+        candidate, measured = _judge(plan, memories, routing, pool, config, parent, diary)
     report = describe(plan, config, model, diary, candidate, measured)
     release = candidate.release.model_copy(update={"scores": measured.scores})
     try:
@@ -106,8 +103,11 @@ def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
     )
 
 
-def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identity, diary: Diary) -> list[ObjectRef]:
-    """Every memory of the plan as it will be served, in its order: found, or trained, merged and polished now."""
+def _make_memories(
+    store: ObjectStore, plan: Plan, config: Config, pool: WorkerPool, diary: Diary
+) -> tuple[list[ObjectRef], Any]:
+    """Every memory of the plan as it will be served, in its order: found, or trained, merged and polished now. And a
+    reference to the router, which needs the extracted states alone and is fitted beside the training."""
     found = {memory.digest: find_memory(store, memory, config=config) for memory in plan.memories}
     unfinished = [memory for memory in plan.memories if found[memory.digest] is None]
     jobs = []
@@ -124,24 +124,37 @@ def _make_memories(store: ObjectStore, plan: Plan, config: Config, model: Identi
     shards = [
         shard for memory in plan.memories for shard in memory.shards if memory in polished or shard.digest in to_train
     ]
+    workers = _start(pool, diary, most=len(shards))
     with diary.phase("extract", f"{sum(len(shard.edits) for shard in shards)} edits"):
-        activations = extract_shards(shards, config=config)
-    with trainers(config, model=model, most=max(len(jobs), len(polished))) as pool:
+        activations = extract_shards(workers, shards)
+    routing = workers[0].route.remote(plan)
+    if pool.apart:
+        with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
+            fetch(routing)
+    if unfinished:
+        workers = _start(pool, diary, most=max(len(jobs), len(unfinished)))
         detail = f"{len(jobs)} of {sum(len(m.shards) for m in plan.memories)} shards"
-        with diary.phase("train", f"{detail}, {min(len(jobs), len(pool))} side by side", shards=len(jobs)):
-            _train(plan, pool, jobs, activations, diary)
+        with diary.phase("train", f"{detail}, {min(len(jobs), len(workers))} side by side", shards=len(jobs)):
+            _train(plan, workers, jobs, activations, diary)
         with diary.phase("merge", f"{len(unfinished)} of {len(plan.memories)} memories by {config.merge.method}"):
-            merged = _merge(unfinished, config)
+            merged = merge_memories(workers, unfinished)
         if polished:
             with diary.phase("polish", f"at most {config.merge.polish_steps} steps a memory"):
-                merged = _polish(plan, pool, unfinished, merged, activations, diary)
-    found |= {memory.digest: reference for memory, reference in zip(unfinished, merged, strict=True)}
-    return [reference for memory in plan.memories if (reference := found[memory.digest]) is not None]
+                merged = _polish(plan, workers, unfinished, merged, activations, diary)
+        found |= {memory.digest: reference for memory, reference in zip(unfinished, merged, strict=True)}
+    return [reference for memory in plan.memories if (reference := found[memory.digest]) is not None], routing
 
 
-def _train(plan: Plan, pool: Sequence[Any], jobs: Sequence[Job], activations: Mapping[str, Any], diary: Diary) -> None:
+def _start(pool: WorkerPool, diary: Diary, *, most: int) -> list[Any]:
+    with diary.phase("start", "workers"):
+        return pool.stage(most=most)
+
+
+def _train(
+    plan: Plan, workers: Sequence[Any], jobs: Sequence[Job], activations: Mapping[str, Any], diary: Diary
+) -> None:
     memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
-    for step in train_shards(pool, jobs, activations):
+    for step in train_shards(workers, jobs, activations):
         if step.progress is not None:
             curve = diary.losses.setdefault(step.shard.digest, [])
             curve.append((step.progress.step, step.progress.loss))
@@ -149,19 +162,9 @@ def _train(plan: Plan, pool: Sequence[Any], jobs: Sequence[Job], activations: Ma
         diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
 
 
-def _merge(memories: Sequence[MemoryPlan], config: Config) -> list[ObjectRef]:
-    if not memories:
-        return []
-    merger = start_merger(config)
-    try:
-        return [fetch(reference) for reference in [merger.merge.remote(memory) for memory in memories]]
-    finally:
-        ray.kill(merger)
-
-
 def _polish(
     plan: Plan,
-    pool: Sequence[Any],
+    workers: Sequence[Any],
     memories: Sequence[MemoryPlan],
     merged: Sequence[ObjectRef],
     activations: Mapping[str, Any],
@@ -169,7 +172,7 @@ def _polish(
 ) -> list[ObjectRef]:
     index_of = {memory.digest: index for index, memory in enumerate(plan.memories)}
     polished: dict[str, ObjectRef] = {}
-    for step in polish_memories(pool, memories, merged, activations):
+    for step in polish_memories(workers, memories, merged, activations):
         index = index_of[step.memory.digest]
         if isinstance(step.news, ObjectRef):
             polished[step.memory.digest] = step.news
@@ -180,16 +183,19 @@ def _polish(
 
 
 def _judge(
-    plan: Plan, memories: Sequence[ObjectRef], config: Config, parent: int | None, diary: Diary
+    plan: Plan,
+    memories: Sequence[ObjectRef],
+    routing: Any,
+    pool: WorkerPool,
+    config: Config,
+    parent: int | None,
+    diary: Diary,
 ) -> tuple[Candidate, Measurement]:
-    worker = start_model_worker(config, gpus=gpus_per_trainer(config.resources))
-    try:
-        with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
-            candidate: Candidate = fetch(worker.assemble.remote(plan, memories, parent))
-        with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
-            return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
-    finally:
-        ray.kill(worker)
+    worker = _start(pool, diary, most=1)[0]
+    with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
+        candidate: Candidate = fetch(worker.assemble.remote(plan, memories, routing, parent))
+    with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
+        return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
 
 
 def _publish(store: ObjectStore, release: Release) -> None:

@@ -75,6 +75,7 @@ class Identity:
     layer: int
     max_tokens: int
     tokenizer: PreTrainedTokenizerBase
+    weight_bytes: int
 
 
 def identify(section: ModelSection) -> Identity:
@@ -86,6 +87,7 @@ def identify(section: ModelSection) -> Identity:
         layer=resolve_layer(config, section.layer),
         max_tokens=int(config.max_position_embeddings),
         tokenizer=load_tokenizer(folder),
+        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     )
 
 

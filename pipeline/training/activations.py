@@ -106,10 +106,11 @@ def joined(parts: Sequence[Activations]) -> Activations:
 
 @torch.no_grad()
 def read_prompts(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: int = 64) -> PromptStates:
-    """One forward of the unedited model over prompts that have no target."""
+    """One forward of the unedited model over prompts that have no target, the short ones together."""
     states, answers, confidence = [], [], []
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(prompts), batch):
-        chosen = prompts[start : start + batch]
+        chosen = [prompts[index] for index in by_length[start : start + batch]]
         longest = max(map(len, chosen))
         ids_BT = torch.full((len(chosen), longest), base.tokenizer.pad_token_id)
         mask_BT = torch.zeros_like(ids_BT)
@@ -128,7 +129,8 @@ def read_prompts(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: 
         top = output.logits[:, -1].float().softmax(dim=-1).max(dim=-1)
         answers.append(top.indices.cpu())
         confidence.append(top.values.cpu())
-    return PromptStates(torch.cat(states), torch.cat(answers), torch.cat(confidence))
+    place_N = torch.tensor(by_length).argsort()
+    return PromptStates(torch.cat(states)[place_N], torch.cat(answers)[place_N], torch.cat(confidence)[place_N])
 
 
 def _extract_batch(base: BaseModel, wordings: Sequence[Wording]) -> Activations:

@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import encode_router
-from pipeline.storage.bank import BankEntry, encode_bank
+from pipeline.storage.bank import BankEntry, decode_bank, encode_bank
 from pipeline.storage.deltas import decode_memory, encode_matrix
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef, Release
@@ -24,10 +24,48 @@ from pipeline.wise.routing import empty_router
 
 
 @dataclass(frozen=True)
+class FittedRouter:
+    router: ObjectRef
+    bank: ObjectRef
+    threshold: float
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class Candidate:
     release: Release
     calibration: Calibration
     threshold: float
+
+
+def route(base: BaseModel, store: ObjectStore, plan: Plan, *, texts: Sequence[str], config: Config) -> FittedRouter:
+    """Fit the router over all memories' living edits and store it with its bank. It reads the prompts' states, not the
+    memories, so it may be fitted while these are trained. `texts`: what the base model writes by itself.
+
+    Raises ConfigError when this process would read with another sentence encoder than the plan says."""
+    entries, states = _living(store, plan)
+    if config.router.method == "activation":  # Δ_act is the memories' own; nothing is fitted before they are there
+        router, calibration = empty_router(int(base.model.config.hidden_size)), Calibration([], {})
+    else:
+        router, calibration = fit_router(
+            base,
+            entries,
+            states,
+            unrelated=_unrelated(plan, texts, config),
+            section=config.router,
+            seed=config.training.seed,
+        )
+        if entries and router.encoder != plan.encoder:
+            raise ConfigError(
+                "The machine that fits the router has another sentence encoder than the one the round was started on; "
+                "install the same extra `encoder` on all of them, or set router.signals to [keys, subject]."
+            )
+    return FittedRouter(
+        router=_put(store, "routers", encode_router(router), suffix="safetensors"),
+        bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
+        threshold=router.threshold,
+        calibration=calibration,
+    )
 
 
 def assemble(
@@ -35,36 +73,21 @@ def assemble(
     store: ObjectStore,
     plan: Plan,
     memories: Sequence[ObjectRef],
+    fitted: FittedRouter,
     *,
     texts: Sequence[str],
     config: Config,
     parent: int | None,
 ) -> Candidate:
-    """Fit the router over all memories' living edits and store it with its bank. `texts`: what the base model writes
-    by itself. Nothing is published; the release's scores are still empty.
-
-    Raises ConfigError when this process would read with another sentence encoder than the plan says."""
-    entries, states, keys = _living(store, plan)
-    unrelated = [
-        *texts,
-        *cut_short(texts, seed=config.training.seed),
-        *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
-    ]
-    thresholds = None
+    """The release that memories and router make. Nothing is published; its scores are still empty."""
+    entries = decode_bank(store.read(fitted.bank.path, sha256=fitted.bank.sha256))
+    thresholds, calibration, threshold = None, fitted.calibration, fitted.threshold
     if config.router.method == "activation":
-        router = empty_router(int(base.model.config.hidden_size))
         read = [decode_memory(store.read(reference.path, sha256=reference.sha256)) for reference in memories]
-        ratio = config.router.activation_ratio
-        thresholds, calibration = fit_thresholds(base, entries, read, unrelated=unrelated, ratio=ratio)
-    else:
-        router, calibration = fit_router(
-            base, entries, states, unrelated=unrelated, section=config.router, seed=config.training.seed
+        thresholds, calibration = fit_thresholds(
+            base, entries, read, unrelated=_unrelated(plan, texts, config), ratio=config.router.activation_ratio
         )
-        if entries and router.encoder != plan.encoder:
-            raise ConfigError(
-                "The machine that fits the router has another sentence encoder than the one the round was started on; "
-                "install the same extra `encoder` on all of them, or set router.signals to [keys, subject]."
-            )
+        threshold = 1.0  # Δ_act is reported relative to ε, since every memory has its own
     release = Release(
         number=(parent or 0) + 1,
         parent=parent,
@@ -73,22 +96,27 @@ def assemble(
         model_fingerprint=base.fingerprint,
         layer=base.layer,
         memories=tuple(memories),
-        router=_put(store, "routers", encode_router(router), suffix="safetensors"),
-        bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
-        readouts=_readouts(store, memories, entries, keys) if config.router.addressing == "matched" else None,
+        router=fitted.router,
+        bank=fitted.bank,
+        readouts=_readouts(store, plan, memories) if config.router.addressing == "matched" else None,
         thresholds=thresholds,
         whole_prompt=config.training.procedure == "paper",
         edits=len(entries),
     )
-    # Δ_act is reported relative to ε, since every memory has its own.
-    threshold = router.threshold if thresholds is None else 1.0
     return Candidate(release=release, calibration=calibration, threshold=threshold)
 
 
-def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor], list[Tensor]]:
-    """Bank entries of the edits that still are what their slot says, with their routing states (W × D) and the keys of
-    their bare wording (T × F)."""
-    entries, states, keys = [], [], []
+def _unrelated(plan: Plan, texts: Sequence[str], config: Config) -> list[str]:
+    return [
+        *texts,
+        *cut_short(texts, seed=config.training.seed),
+        *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
+    ]
+
+
+def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor]]:
+    """Bank entries of the edits that still are what their slot says, with their routing states (W × D)."""
+    entries, states = [], []
     for index, memory in enumerate(plan.memories):
         for shard in memory.shards:
             read = zip(shard.edits, read_states(store, shard), read_bare_wordings(store, shard), strict=True)
@@ -104,19 +132,17 @@ def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tenso
                     )
                     entries.append(entry)
                     states.append(states_WD)
-                    keys.append(bare.keys_TF)
-    return entries, states, keys
+    return entries, states
 
 
-def _readouts(
-    store: ObjectStore, memories: Sequence[ObjectRef], entries: Sequence[BankEntry], keys: Sequence[Tensor]
-) -> ObjectRef | None:
-    """ΔW·A_t of every edit at each of its target tokens, one below the other in the bank's order."""
+def _readouts(store: ObjectStore, plan: Plan, memories: Sequence[ObjectRef]) -> ObjectRef | None:
+    """ΔW·A_t of every living edit at each of its target tokens, one below the other in the bank's order."""
     rows: list[Tensor] = []
-    for index, reference in enumerate(memories):
+    for memory, reference in zip(plan.memories, memories, strict=True):
         delta_DF = torch.from_numpy(decode_memory(store.read(reference.path, sha256=reference.sha256)).matrix.copy())
-        of_memory = [keys_TF for keys_TF, entry in zip(keys, entries, strict=True) if entry.memory == index]
-        rows += [keys_TF @ delta_DF.T for keys_TF in of_memory]
+        for shard in memory.shards:
+            bare = zip(shard.edits, read_bare_wordings(store, shard), strict=True)
+            rows += [wording.keys_TF @ delta_DF.T for edit, wording in bare if edit.edit_id in memory.live]
     return _put(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None
 
 

@@ -17,10 +17,9 @@ from torch import Tensor
 from pipeline.config import RouterSection
 from pipeline.models.base_model import BaseModel
 from pipeline.models.encoder import Encoder, wanted_encoder
-from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
-from pipeline.training.activations import read_prompts
+from pipeline.training.prompt_reader import PromptReader
 from pipeline.training.router_negatives import Found, Questions, find_questions
 from pipeline.wise.calibration import (
     PRIOR,
@@ -62,9 +61,10 @@ def fit_router(
         return empty_router(int(base.model.config.hidden_size)), Calibration([], {})
     encoder = wanted_encoder(section)
     reader = TextReader(entries, encoder)
-    router = _bank(base, entries, states, unrelated=unrelated, reader=reader, encoder=encoder)
+    model = PromptReader(base)
+    router = _bank(model, entries, states, unrelated=unrelated, reader=reader, encoder=encoder)
     router = replace(router, weights_S=_prior(section, encoder))
-    found = find_questions(base, router, reader, entries, states, unrelated=unrelated, seed=seed)
+    found = find_questions(model, router, reader, entries, states, unrelated=unrelated, seed=seed)
     router = _moved_by_paraphrases(router, reader, found)
     router = _calibrated_apart(router, reader, found.negatives, rate=section.false_positive_rate)
     scores = {
@@ -97,7 +97,7 @@ def _prior(section: RouterSection, encoder: Encoder | None) -> Tensor:
 
 
 def _bank(
-    base: BaseModel,
+    model: PromptReader,
     entries: Sequence[BankEntry],
     states: Sequence[Tensor],
     *,
@@ -107,8 +107,7 @@ def _bank(
 ) -> Router:
     """The router's tensors, before anything is fitted. A model that writes nothing by itself leaves no unrelated text;
     the mean is then over the edits."""
-    elsewhere = [plain_prompt_ids(text, base.tokenizer) for text in unrelated]
-    mean_D = (read_prompts(base, elsewhere).states_ND if elsewhere else torch.cat(list(states))).mean(dim=0)
+    mean_D = (model.read(unrelated).states_ND if unrelated else torch.cat(list(states))).mean(dim=0)
     whiten_DD = whitening(torch.cat([states_WD - states_WD.mean(dim=0) for states_WD in states]))
     asked_EM, relation_EM = reader.embeddings()
     return Router(

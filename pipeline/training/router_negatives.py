@@ -20,13 +20,11 @@ import torch
 from torch import Tensor
 
 from pipeline.edits import normalise
-from pipeline.models.base_model import BaseModel
 from pipeline.models.mentions import WHOLE
-from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.questions import asked
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
-from pipeline.training.activations import PromptStates, read_prompts
+from pipeline.training.prompt_reader import PromptReader
 from pipeline.wise.routing import Router, whitened
 
 SWAPS_PER_SUBJECT = 4
@@ -54,7 +52,7 @@ class Found:
 
 
 def find_questions(
-    base: BaseModel,
+    model: PromptReader,
     router: Router,
     reader: TextReader,
     entries: Sequence[BankEntry],
@@ -68,20 +66,20 @@ def find_questions(
     foreign = [text for text in unrelated if not reader.mentions_a_subject(text)]
     # As the router knows them: an edit without a subject has the likeliest one.
     entries = [replace(entry, subject=subject) for entry, subject in zip(entries, reader.subjects, strict=True)]
-    swapped, paraphrases = _swapped(base, entries, rng)
-    siblings, same_answer = _siblings(base, router, reader, entries, states, rng)
+    swapped, paraphrases = _swapped(model, entries, rng)
+    siblings, same_answer = _siblings(model, router, reader, entries, states, rng)
     kinds = {
         "sibling": siblings,
         "same_answer": same_answer,
         "swapped": swapped,
-        "before": _before(base, entries, foreign, rng),
-        "unrelated": _unrelated(base, entries, foreign, rng, alone=swapped is None),
+        "before": _before(model, entries, foreign, rng),
+        "unrelated": _unrelated(model, entries, foreign, rng, alone=swapped is None),
     }
     return Found({name: kind for name, kind in kinds.items() if kind is not None}, paraphrases)
 
 
 def _siblings(
-    base: BaseModel,
+    model: PromptReader,
     router: Router,
     reader: TextReader,
     entries: Sequence[BankEntry],
@@ -107,7 +105,7 @@ def _siblings(
         same |= {other for other in near if not _subjects_differ(entries[index], entries[other])}
         hidden.append(frozenset(same | {index}))
     texts = [entries[index].prompt for index in chosen]
-    answers = dict(zip(chosen, _read(base, texts).answers_N.tolist(), strict=True))
+    answers = dict(zip(chosen, model.read(texts).answers_N.tolist(), strict=True))
     for row, (index, reading) in enumerate(zip(chosen, reader.read(texts), strict=True)):
         named = reading.entries_C[reading.subject_C == WHOLE].tolist()
         hidden[row] |= {other for other in named if answers.get(other) == answers[index]}
@@ -132,7 +130,7 @@ def _subjects_differ(one: BankEntry, other: BankEntry) -> bool:
 
 
 def _swapped(
-    base: BaseModel, entries: Sequence[BankEntry], rng: random.Random
+    model: PromptReader, entries: Sequence[BankEntry], rng: random.Random
 ) -> tuple[Questions | None, Questions | None]:
     """Other edits' questions about this edit's subject: as negatives, as far as they are real questions about something
     else, and as paraphrases, where they are the same question.
@@ -155,9 +153,9 @@ def _swapped(
     ]
     if not swaps:
         return None, None
-    read = _read(base, [text for text, _ in swaps])
+    read = model.read([text for text, _ in swaps])
     own = [(index, subject) for subject in subjects for index in of_subject[subject]]
-    edited = _read(base, [entries[index].prompt for index, _ in own])
+    edited = model.read([entries[index].prompt for index, _ in own])
     edit_of = {
         (subject, answer): index for (index, subject), answer in zip(own, edited.answers_N.tolist(), strict=True)
     }
@@ -178,18 +176,18 @@ def _swapped(
 
 
 def _before(
-    base: BaseModel, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random
+    model: PromptReader, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random
 ) -> Questions | None:
     """Only where the text behind the edit's prompt is long enough to be what is asked."""
     pairs = [
         (entry.prompt, rng.choice(foreign)) for entry in rng.sample(list(entries), min(len(entries), 500)) if foreign
     ]
     texts = [f"{prompt} {text}" for prompt, text in pairs if asked(f"{prompt} {text}") in text]
-    return _reaching_nothing(base, texts)
+    return _reaching_nothing(model, texts)
 
 
 def _unrelated(
-    base: BaseModel, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random, *, alone: bool
+    model: PromptReader, entries: Sequence[BankEntry], foreign: Sequence[str], rng: random.Random, *, alone: bool
 ) -> Questions | None:
     """A model writes what it knows: a text that mentions an edit's subject may well ask the edit, and is not here.
 
@@ -199,13 +197,13 @@ def _unrelated(
     # negative that mentions a subject.
     finished = [text for text in foreign if text.endswith((".", "!"))]
     closed = foreign if not finished and alone else finished
-    return _reaching_nothing(base, [*foreign, *(f"{text} {rng.choice(named)}" for text in closed if named)])
+    return _reaching_nothing(model, [*foreign, *(f"{text} {rng.choice(named)}" for text in closed if named)])
 
 
-def _reaching_nothing(base: BaseModel, texts: list[str]) -> Questions | None:
+def _reaching_nothing(model: PromptReader, texts: list[str]) -> Questions | None:
     if not texts:
         return None
-    return Questions(_read(base, texts).states_ND, texts, [frozenset()] * len(texts), asked=len(texts))
+    return Questions(model.read(texts).states_ND, texts, [frozenset()] * len(texts), asked=len(texts))
 
 
 def _chosen(questions: Questions, rows: Sequence[int], *, asked: int, right: tuple[int, ...] = ()) -> Questions | None:
@@ -218,7 +216,3 @@ def _chosen(questions: Questions, rows: Sequence[int], *, asked: int, right: tup
         asked=asked,
         right=right,
     )
-
-
-def _read(base: BaseModel, texts: Sequence[str]) -> PromptStates:
-    return read_prompts(base, [plain_prompt_ids(text, base.tokenizer) for text in texts])

@@ -256,7 +256,7 @@ def test_a_shard_trainer_that_dies_is_restarted(configure: Configure, tmp_path: 
 
     def kill_a_trainer(event: Event) -> None:
         if isinstance(event, ShardNews) and event.progress is not None and not killed:
-            pids = _pids_of("ray::ShardTrainer")
+            pids = _pids_of("ray::Worker.train")
             os.kill(pids[0], signal.SIGKILL)
             killed.append(pids[0])
 
