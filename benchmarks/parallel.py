@@ -101,6 +101,7 @@ def settings(world: Path, folder: str, *, trainers: int, steps: int) -> Config:
             "round.min_locality=0",
             "round.evaluate_edits=1",
             f"resources.cpus_per_trainer={CPUS / trainers}",
+            "resources.stages=apart",  # the router would be fitted beside them
         ]
     )
 

@@ -67,10 +67,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
-    torch.manual_seed(wanted.seed)
-    published = published_for(load_config(model_folder(ModelSection(path=wanted.model))))
-    base = load_base_model(ModelSection(path=wanted.model, layer=published.layer))
     rows = [json.loads(line) for line in Path(wanted.edits).read_text(encoding="utf-8").splitlines()[: wanted.n]]
+    result = run(wanted.model, rows, steps=wanted.steps, variant=wanted.variant, seed=wanted.seed)
+    print(json.dumps(result) if wanted.json else "  ".join(f"{name} {value}" for name, value in result.items()))
+
+
+def run(model: str, rows: Sequence[dict], *, steps: int, variant: str, seed: int = 0) -> dict:
+    """Shares of exact matches, and seconds per edit: everything between the loaded model and the finished memories."""
+    torch.manual_seed(seed)
+    published = published_for(load_config(model_folder(ModelSection(path=model))))
+    base = load_base_model(ModelSection(path=model, layer=published.layer))
 
     started = time.perf_counter()
     prefixes = context_prefixes(base)
@@ -78,19 +84,13 @@ def main() -> None:
     for start in range(0, len(rows), published.edits_per_shard):
         shard = new_shard(base)
         for row in rows[start : start + published.edits_per_shard]:
-            edit_once(base, shard, row, prefixes, steps=wanted.steps, published=published)
+            edit_once(base, shard, row, prefixes, steps=steps, published=published)
         shards.append(shard)
-    memories = merge_all(base, shards) if wanted.variant == "merge" else retrieve_all(base, shards)
+    memories = merge_all(base, shards) if variant == "merge" else retrieve_all(base, shards)
     seconds = (time.perf_counter() - started) / len(rows)
 
-    result = exact_matches(base, memories, rows) | {
-        "s_per_edit": round(seconds, 3),
-        "n": len(rows),
-        "variant": wanted.variant,
-        "steps": wanted.steps,
-        "seed": wanted.seed,
-    }
-    print(json.dumps(result) if wanted.json else "  ".join(f"{name} {value}" for name, value in result.items()))
+    scored = exact_matches(base, memories, rows)
+    return scored | {"s_per_edit": round(seconds, 3), "n": len(rows), "variant": variant, "steps": steps, "seed": seed}
 
 
 def edit_once(

@@ -60,7 +60,7 @@ class Worker:
         """Answers when the actor has a place in the cluster."""
 
     def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
-        """How many wordings it has, then what its trainer needs of them; the shard's keys and states are in the store."""
+        """How many wordings it has, then what its trainer needs of them. Its keys and states are in the store."""
         extracted = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
         yield len(extracted)
         yield extracted

@@ -49,6 +49,21 @@ class Activations:
             past_mask_NP=self.past_mask_NP[index_B],
         )
 
+    def trimmed(self) -> "Activations":
+        """Without the padding that no row needs; at least one target and one prompt token stay."""
+        T = max(1, int((self.labels_NT != IGNORED).sum(dim=1).max())) if len(self) else 1
+        P = max(1, int(self.past_mask_NP.sum(dim=1).max())) if self.past_mask_NP.numel() else 0
+        first = self.past_mask_NP.shape[1] - P
+        return Activations(
+            states_ND=self.states_ND,
+            keys_NTF=self.keys_NTF[:, :T],
+            hidden_NTD=self.hidden_NTD[:, :T],
+            labels_NT=self.labels_NT[:, :T],
+            positions_NT=self.positions_NT[:, :T],
+            past=[(key[:, :, first:], value[:, :, first:]) for key, value in self.past],
+            past_mask_NP=self.past_mask_NP[:, first:],
+        )
+
     def target_keys_MF(self, where_NT: Tensor | None = None) -> Tensor:
         """A(x) at every token that predicts a target, padding left out; with `where_NT`, at those alone."""
         targets_NT = self.labels_NT != IGNORED
@@ -78,11 +93,14 @@ class PromptStates(NamedTuple):
 def extract(
     base: BaseModel, wordings: Sequence[Wording], *, whole_prompt: bool = False, batch: int = 64
 ) -> Activations:
-    """Activations of the wordings, in their order, float32 on the CPU. Batches of neighbours, so that the same wordings
-    always meet in the same batch and give the same bytes. With `whole_prompt` rows begin with their prompt's first
-    token and `past` is empty."""
+    """Activations of the wordings, in their order, float32 on the CPU. Those of about one length meet in a batch, and
+    the same wordings always in the same batches, so that they give the same bytes. With `whole_prompt` rows begin with
+    their prompt's first token and `past` is empty."""
     extract_batch = _extract_whole if whole_prompt else _extract_batch
-    return joined([extract_batch(base, wordings[start : start + batch]) for start in range(0, len(wordings), batch)])
+    by_length = sorted(range(len(wordings)), key=lambda index: len(wordings[index].prompt_ids))
+    batches = [by_length[start : start + batch] for start in range(0, len(wordings), batch)]
+    parts = [extract_batch(base, [wordings[index] for index in chosen]) for chosen in batches]
+    return joined(parts).select(torch.tensor(by_length).argsort())
 
 
 def joined(parts: Sequence[Activations]) -> Activations:

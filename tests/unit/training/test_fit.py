@@ -17,8 +17,8 @@ from pipeline.training.fit import Progress, fit
 from pipeline.training.tokens import wordings
 from pipeline.wise.masks import subspace_mask
 
-EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Ap", "Bq", "Cr")]
-TRAINING = TrainingSection(max_steps=2000, learning_rate=5e-3, key_ridge=1.0, batch_prompts=16, stop_loss=0.5)
+EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Bq", "Cr")]
+TRAINING = TrainingSection(max_steps=2000, learning_rate=5e-3, batch_prompts=16, stop_loss=0.5)
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
 def test_the_whole_model_says_the_target_with_the_delta_and_not_without(base: BaseModel, model_folder: Path) -> None:
     """Oracle: the full model, uncached, with ΔW added by hand from the last prompt token on."""
     progress, delta_DF, _ = train(base, model_folder)
-    assert progress[-1].holding == progress[-1].wordings == 9  # bare, chat and one prefix for three edits
+    assert progress[-1].holding == progress[-1].wordings == 6  # bare, chat and one prefix for two edits
     for edit in EDITS:
         for wording in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256):
             assert _says(base, wording.prompt_ids, delta_DF) == list(wording.target_ids)
@@ -85,7 +85,7 @@ def test_the_sibling_penalty_lowers_what_the_delta_says_at_other_shards_keys(
 def test_it_goes_on_from_what_holds_already(base: BaseModel, model_folder: Path) -> None:
     _, learned_DF, _ = train(base, model_folder)
     progress, kept_DF, _ = train(base, model_folder, start_DF=learned_DF)
-    assert (progress[0].step, progress[0].holding) == (0, 9)
+    assert (progress[0].step, progress[0].holding) == (0, 6)
     assert torch.equal(kept_DF, learned_DF), "nothing was left to learn"
     few = TRAINING.model_copy(update={"max_steps": 1})
     first, *_, last = train(base, model_folder, training=few, start_DF=torch.zeros_like(learned_DF))[0]
