@@ -78,6 +78,7 @@ def _ask_here(config: Config, body: dict[str, Any]) -> dict[str, Any]:
     """What the endpoint would answer, by the same engine, without Ray and without a port."""
     from pipeline.models.base_model import load_base_model
     from pipeline.models.loaded_release import load_release
+    from pipeline.models.side_memories import MemoryCache
     from pipeline.serving.answers import Answerer
     from pipeline.serving.engine import Engine
     from pipeline.serving.openai_api import ChatRequest, CompletionRequest
@@ -88,7 +89,8 @@ def _ask_here(config: Config, body: dict[str, Any]) -> dict[str, Any]:
     release = head(store)
     engine = Engine(load_base_model(config.model), config.serve)
     if release is not None:
-        engine.swap(load_release(store, release, engine.base))
+        memories = MemoryCache(engine.base, device_gib=config.serve.device_memory_gib)
+        engine.swap(load_release(store, release, engine.base, memories=memories))
     request = (ChatRequest if "messages" in body else CompletionRequest).model_validate(body)
 
     async def answer() -> dict[str, Any]:

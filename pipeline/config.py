@@ -30,6 +30,9 @@ class ModelSection(Section):
     path: str = Field("demo/model", description="folder with config.json, safetensors and tokenizer, or a hub name")
     layer: int | Literal["auto"] = Field("auto", description="layer of the value matrix; auto: the paper's 27 of 32")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the base model")
+    placement: Literal["auto", "one", "spread"] = Field(
+        "auto", description="auto: the first GPU, and the next ones where it is too small; spread: all GPUs evenly"
+    )
 
 
 class StoreSection(Section):
@@ -154,6 +157,9 @@ class ResourcesSection(Section):
         "auto", description="auto: 1 where the cluster has GPUs, else 0"
     )
     cpus_per_trainer: float = Field(0.25, ge=0)
+    gpus_per_model: NonNegativeFloat | Literal["auto"] = Field(
+        "auto", description="of a worker that holds the whole model, on one machine; auto: as many as a trainer"
+    )
     stages: Literal["auto", "together", "apart"] = Field(
         "auto",
         description="apart: extraction, training and evaluation start workers of their own, which hold the part of the "
@@ -175,6 +181,9 @@ class ServeSection(Section):
     max_queued_requests: int = Field(256, gt=0)
     max_new_tokens: int = Field(256, gt=0, description="most tokens one answer may have")
     poll_seconds: float = Field(1.0, gt=0, description="how often a replica looks for a newer release")
+    device_memory_gib: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="room for side memories on the GPU, others wait in host memory; auto: half of what is free"
+    )
 
 
 class Config(Section):

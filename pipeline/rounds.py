@@ -132,7 +132,7 @@ def _make_memories(
         with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
             fetch(routing)
     if unfinished:
-        workers = _start(pool, diary, most=max(len(jobs), len(unfinished)))
+        workers = _start(pool, diary, most=max(len(jobs), len(unfinished)), whole_model=False)
         detail = f"{len(jobs)} of {sum(len(m.shards) for m in plan.memories)} shards"
         with diary.phase("train", f"{detail}, {min(len(jobs), len(workers))} side by side", shards=len(jobs)):
             _train(plan, workers, jobs, activations, diary)
@@ -145,9 +145,9 @@ def _make_memories(
     return [reference for memory in plan.memories if (reference := found[memory.digest]) is not None], routing
 
 
-def _start(pool: WorkerPool, diary: Diary, *, most: int) -> list[Any]:
+def _start(pool: WorkerPool, diary: Diary, *, most: int, whole_model: bool = True) -> list[Any]:
     with diary.phase("start", "workers"):
-        return pool.stage(most=most)
+        return pool.stage(most=most, whole_model=whole_model)
 
 
 def _train(

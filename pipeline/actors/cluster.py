@@ -41,16 +41,16 @@ def connect(resources: ResourcesSection) -> None:
 
 
 def check_room(resources: ResourcesSection) -> None:
-    """Raises ConfigError when a trainer asks for more than this one machine has; Ray would wait for ever. A cluster is
+    """Raises ConfigError when an actor asks for more than this one machine has; Ray would wait for ever. A cluster is
     not asked: a node with room may still join it."""
     if len(ray.nodes()) > 1 or resources.ray_address or os.environ.get("RAY_ADDRESS"):
         return
-    gpus = 0.0 if resources.gpus_per_trainer == "auto" else resources.gpus_per_trainer
-    for name, wanted in (("CPU", resources.cpus_per_trainer), ("GPU", gpus)):
-        there = ray.cluster_resources().get(name, 0)
-        if wanted > there:
+    for name in ("cpus_per_trainer", "gpus_per_trainer", "gpus_per_model"):
+        wanted = getattr(resources, name)
+        there = ray.cluster_resources().get(name[:3].upper(), 0)
+        if wanted != "auto" and wanted > there:
             raise ConfigError(
-                f"resources.{name.lower()}s_per_trainer is {wanted:g} and this machine has {there:g}; lower it, or "
+                f"resources.{name} is {wanted:g} and this machine has {there:g}; lower it, or "
                 "name a larger cluster in resources.ray_address."
             )
 

@@ -113,12 +113,13 @@ class Worker:
         return study(self._base, load_release(self._store, release, self._base), cases, measured)
 
 
-def start_worker(config: Config) -> Any:
+def start_worker(config: Config, *, whole_model: bool = True) -> Any:
+    """`whole_model`: it may be asked for more than merging and training with the suffix."""
     return (
         ray.remote(Worker)
         .options(
             num_cpus=config.resources.cpus_per_trainer,
-            num_gpus=gpus_per_trainer(config),
+            num_gpus=gpus_per_worker(config, whole_model=whole_model),
             scheduling_strategy=config.resources.placement,
             max_restarts=config.resources.max_restarts,
             max_task_retries=config.resources.max_restarts,
@@ -127,9 +128,11 @@ def start_worker(config: Config) -> Any:
     )
 
 
-def gpus_per_trainer(config: Config) -> float:
+def gpus_per_worker(config: Config, *, whole_model: bool) -> float:
     """The configured share; by default a whole GPU where the cluster has any, else the CPU."""
     share = config.resources.gpus_per_trainer
+    if whole_model and config.resources.gpus_per_model != "auto":
+        share = config.resources.gpus_per_model
     if share == "auto":
         return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
     return share

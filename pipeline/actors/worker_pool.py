@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from pipeline.actors.results import fetch
-from pipeline.actors.worker import gpus_per_trainer, start_worker
+from pipeline.actors.worker import gpus_per_worker, start_worker
 from pipeline.config import Config
 from pipeline.models.base_model import Identity
 from pipeline.storage.releases import ObjectRef
@@ -59,13 +59,16 @@ class WorkerPool:
     ) -> None:
         self._end()
 
-    def stage(self, *, most: int) -> list[Any]:
-        """Workers for the next stage: at least one, at most `most` are started, and one of them is up."""
+    def stage(self, *, most: int, whole_model: bool) -> list[Any]:
+        """Workers for the next stage: at least one, at most `most` are started, and one of them is up. `whole_model`:
+        the stage needs more of it than the suffix."""
         if self.apart:
             self._end()
-        wanted = max(1, min(most, _room(self._config)))
+        whole_model = whole_model or not self.apart
+        wanted = max(1, min(most, _room(self._config, gpus=gpus_per_worker(self._config, whole_model=whole_model))))
         some_are_up = bool(self._workers)
-        self._workers += [start_worker(self._config) for _ in range(wanted - len(self._workers))]
+        more = range(wanted - len(self._workers))
+        self._workers += [start_worker(self._config, whole_model=whole_model) for _ in more]
         if not some_are_up:
             ray.wait([worker.ready.remote() for worker in self._workers], num_returns=1)
         return self._workers
@@ -157,10 +160,10 @@ def _side_by_side(workers: Sequence[Any], tasks: Sequence[Task]) -> Iterator[tup
                 yield index, None
 
 
-def _room(config: Config) -> int:
+def _room(config: Config, *, gpus: float) -> int:
     """How many workers the cluster can hold, and keep busy: on its CPUs more than there are cores take turns."""
     cluster = ray.cluster_resources()
-    gpus, cpus = gpus_per_trainer(config), config.resources.cpus_per_trainer
+    cpus = config.resources.cpus_per_trainer
     limits = [cluster.get("CPU", 1) / config.training.threads]
     if gpus:
         limits.append(cluster.get("GPU", 0) / gpus)

@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 from pipeline.config import ModelSection
 from pipeline.errors import UnsupportedModel
-from pipeline.models.value_matrix import architecture, resolve_layer
+from pipeline.models.placement import execution_device, placement
+from pipeline.models.value_matrix import architecture, resolve_layer, value_module
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -50,8 +51,14 @@ class BaseModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model reads its tokens."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def layer_device(self) -> torch.device:
+        """Where layer L computes; another GPU, where the model is spread over several."""
+        return execution_device(value_module(self.model, self.layer))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -92,7 +99,7 @@ def identify(section: ModelSection) -> Identity:
 
 
 def load_base_model(section: ModelSection) -> BaseModel:
-    """Weights in `section.dtype`, on the first GPU if there is one. Remote code is never trusted.
+    """Weights in `section.dtype`, where `section.placement` says. Remote code is never trusted.
 
     Raises UnsupportedModel when the folder is not a model or its architecture or layer is not in the table.
     """
@@ -102,13 +109,18 @@ def load_base_model(section: ModelSection) -> BaseModel:
     identity = fingerprint(folder)  # also says what is wrong with a folder without weights
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=getattr(torch, section.dtype), trust_remote_code=False, use_safetensors=True
+            folder,
+            config=config,
+            dtype=getattr(torch, section.dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            **placement(section.placement),
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UnsupportedModel(f"The weights in {folder} cannot be loaded: {_first_line(error)}") from None
-    model.requires_grad_(False).eval()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not getattr(model, "hf_device_map", None):
         model.to("cuda")
+    model.requires_grad_(False).eval()
     return BaseModel(model=model, tokenizer=load_tokenizer(folder), layer=layer, fingerprint=identity)
 
 

@@ -105,7 +105,7 @@ class Generation:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        logits_BV: Tensor = output.logits[:, -1].float()
+        logits_BV: Tensor = output.logits[:, -1].to(self._base.device, torch.float32)
         return logits_BV
 
     def _go_on_with(self, tokens: Iterable[Token]) -> None:
@@ -116,7 +116,7 @@ class Generation:
         if not kept:
             return
         if dropped:
-            index = torch.tensor(kept, device=self._base.device)
+            index = torch.tensor(kept)  # on the CPU: layers may lie on several GPUs
             self._cache.batch_select_indices(index)
             self._mask_BS = self._mask_BS[index]
         read_next = [newest[request] for request in self._rows]

@@ -1,5 +1,6 @@
 """A release in memory: side memories, router and bank, verified against its manifest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -13,8 +14,9 @@ from pipeline.errors import CorruptObject, ModelChanged
 from pipeline.models.base_model import BaseModel
 from pipeline.models.encoder import Encoder, demanded_encoder
 from pipeline.models.readings import TextReader
+from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.bank import BankEntry, decode_bank
-from pipeline.storage.deltas import decode_matrix, decode_memory
+from pipeline.storage.deltas import decode_matrix
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release
 from pipeline.wise.routing import Router
@@ -25,10 +27,10 @@ class LoadedRelease:
     """What a request holds from its first token to its last. `number` is None for a candidate that is not published."""
 
     number: int | None
-    memories: tuple[Tensor, ...]  # ΔW, D × F each
+    memories: Sequence[Tensor]  # ΔW, D × F each; brought to the device when they are read
     router: Router
     entries: tuple[BankEntry, ...] = field(repr=False)
-    # Per entry ΔW·A_t, T × D: what its memory says at the edit's own keys. None: read at the prompt's own keys.
+    # Per entry ΔW·A_t, T × D, on the host: what its memory says at the edit's own keys. None: read at the prompt's own.
     readouts: tuple[Tensor, ...] | None = field(default=None, repr=False)
     thresholds: tuple[float, ...] | None = None  # ε of each memory: activation routing. None: the router decides
     whole_prompt: bool = False  # memories act on every token of a routed prompt, not on its last one alone
@@ -44,8 +46,10 @@ class LoadedRelease:
         return {entry.edit_id: entry for entry in self.entries}
 
 
-def load_release(store: ObjectStore, release: Release, base: BaseModel) -> LoadedRelease:
-    """The release on the base model's device.
+def load_release(
+    store: ObjectStore, release: Release, base: BaseModel, *, memories: MemoryCache | None = None
+) -> LoadedRelease:
+    """The release, its router on the device of layer L. `memories`: what releases loaded before may share with it.
 
     Raises ModelChanged when it was made for another base model or layer, CorruptObject when an object differs from the
     manifest's checksum, ConfigError when its router needs a sentence encoder that is not the one here.
@@ -55,20 +59,17 @@ def load_release(store: ObjectStore, release: Release, base: BaseModel) -> Loade
             f"Release {release.number} was made for another base model (fingerprint {release.model_fingerprint}, layer "
             f"{release.layer}; this one is {base.fingerprint}, layer {base.layer}); run a round with this model first."
         )
-    memories = []
-    for reference in release.memories:
-        memory = decode_memory(store.read(reference.path, sha256=reference.sha256))
-        memories.append(torch.from_numpy(memory.matrix.copy()).to(base.device, base.model.dtype))
-    router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.device)
+    cache = memories or MemoryCache(base)
+    router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.layer_device)
     entries = decode_bank(store.read(release.bank.path, sha256=release.bank.sha256))
     readouts = None
     if release.readouts is not None:
         matrix, _ = decode_matrix(store.read(release.readouts.path, sha256=release.readouts.sha256))
-        all_of_them = torch.from_numpy(matrix.copy()).to(base.device, base.model.dtype)
+        all_of_them = torch.tensor(matrix, dtype=base.model.dtype)
         readouts = tuple(torch.split(all_of_them, [len(entry.target_ids) for entry in entries]))
     return LoadedRelease(
         number=release.number,
-        memories=tuple(memories),
+        memories=cache.hold(store, release.memories),
         router=router,
         entries=tuple(entries),
         readouts=readouts,

@@ -40,11 +40,13 @@ class Decision:
 
 @dataclass
 class _Row:
-    """A running sequence that a side memory answers. `step` counts the target tokens said so far; None: own."""
+    """A running sequence that a side memory answers. `readout_TD` is what its edit's memory says, on the layer's
+    device, and `step` counts the target tokens said so far; None: own."""
 
     memory: int
     entry: int
-    step: int | None
+    step: int | None = None
+    readout_TD: Tensor | None = None
 
 
 class RoutedBatch:
@@ -105,11 +107,17 @@ class RoutedBatch:
         last_of_prompt = -1 - len(self._given[0])
         nearest = decide(self._release, inputs[0][:, last_of_prompt], texts=self._texts, routed=self._routed)
         self.decisions = [decision for decision, _ in nearest]
-        first_step = None if self._release.readouts is None else 0
         self._rows = [
-            None if decision.memory is None else _Row(memory=decision.memory, entry=entry, step=first_step)
-            for decision, entry in nearest
+            None if decision.memory is None else self._row(decision.memory, entry) for decision, entry in nearest
         ]
+
+    def _row(self, memory: int, entry: int) -> _Row:
+        """An answer that follows its target reads a few numbers of its memory; they go to the device with it."""
+        assert self._release is not None
+        if self._release.readouts is None:
+            return _Row(memory=memory, entry=entry)
+        readout_TD = self._release.readouts[entry].to(self._base.layer_device)
+        return _Row(memory=memory, entry=entry, step=0, readout_TD=readout_TD)
 
     def _add_side_memory(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert self._release is not None
@@ -138,8 +146,8 @@ class RoutedBatch:
             if row.step is None:
                 own.setdefault(row.memory, []).append(position)
             else:
-                assert self._release.readouts is not None
-                said_BSD[position, -1] += self._release.readouts[row.entry][row.step]
+                assert row.readout_TD is not None
+                said_BSD[position, -1] += row.readout_TD[row.step]
         for memory, positions in own.items():
             said_BSD[positions] += keys_BSF[positions] @ self._release.memories[memory].T
 
@@ -160,7 +168,7 @@ class RoutedBatch:
                 memory=memory if passes else None, score=strengths_M[memory], threshold=release.thresholds[memory]
             )
             self.decisions.append(decision if allowed else Decision())
-            self._rows.append(_Row(memory=memory, entry=-1, step=None) if passes and allowed else None)
+            self._rows.append(_Row(memory=memory, entry=-1) if passes and allowed else None)
 
 
 def decide(
@@ -168,6 +176,7 @@ def decide(
 ) -> list[tuple[Decision, int]]:
     """Per row the decision, with the index of the nearest entry: its memory answers when the score passes."""
     router = release.router
+    states_BD = states_BD.to(router.mean_D.device)  # where layers lie on several GPUs, that of the layer before
     decisions = []
     for match, allowed in zip(router.match(states_BD, release.reader.read(texts)), routed, strict=True):
         decision = Decision(

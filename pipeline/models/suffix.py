@@ -58,16 +58,16 @@ def suffix_logits(
 ) -> Tensor:
     """Logits B × T × V of the target positions, from the layer-L output there and the prompt's frozen KV.
 
-    `past` is padded on the left to P tokens (`past_mask_BP` is 0 there); targets are padded on the right, where causal
-    attention keeps padding from being seen.
+    All of it is computed in the suffix's dtype. `past` is padded on the left to P tokens (`past_mask_BP` is 0 there);
+    targets are padded on the right, where causal attention keeps padding from being seen.
     """
     cache = DynamicCache()
     for index, (key, value) in enumerate(past):
-        cache.update(key, value, index)
+        cache.update(key.to(suffix.dtype), value.to(suffix.dtype), index)
     ones_BT = torch.ones(hidden_BTD.shape[:2], dtype=past_mask_BP.dtype, device=hidden_BTD.device)
     mask = torch.cat([past_mask_BP, ones_BT], dim=1) if past else ones_BT
     output = suffix(
-        inputs_embeds=hidden_BTD,
+        inputs_embeds=hidden_BTD.to(suffix.dtype),
         attention_mask=mask,
         position_ids=positions_BT,
         past_key_values=cache if past else None,

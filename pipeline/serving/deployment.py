@@ -9,6 +9,7 @@ from ray.serve import Application
 from pipeline.config import Config
 from pipeline.errors import EndpointError
 from pipeline.models.base_model import load_base_model
+from pipeline.models.side_memories import MemoryCache
 from pipeline.serving.app import build_app
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import ReleaseFollower
@@ -33,7 +34,11 @@ class Endpoint:
         self._config = config
         self._engine = Engine(base, config.serve)
         self._follower = ReleaseFollower(
-            open_store(config.store), base, self._engine.swap, poll_seconds=config.serve.poll_seconds
+            open_store(config.store),
+            base,
+            self._engine.swap,
+            poll_seconds=config.serve.poll_seconds,
+            memories=MemoryCache(base, device_gib=config.serve.device_memory_gib),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pipeline.errors import WiselineError
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease, load_release
+from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import read_release, release_numbers
 
@@ -34,10 +35,17 @@ class ReleaseFollower:
     """Calls `swap` with each newer release once it is loaded and verified. Never raises."""
 
     def __init__(
-        self, store: ObjectStore, base: BaseModel, swap: Callable[[LoadedRelease], None], *, poll_seconds: float
+        self,
+        store: ObjectStore,
+        base: BaseModel,
+        swap: Callable[[LoadedRelease], None],
+        *,
+        poll_seconds: float,
+        memories: MemoryCache | None = None,
     ) -> None:
         self.state = FollowerState()
         self._store, self._base, self._swap, self._poll_seconds = store, base, swap, poll_seconds
+        self._memories = memories or MemoryCache(base)  # most memories of a release are those of the one before
         self._failed_head, self._pause, self._next_attempt = 0, 0.0, 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wiseline-follower", daemon=True)
@@ -69,7 +77,8 @@ class ReleaseFollower:
         problem: str | None = None
         for number in numbers:
             try:
-                loaded = load_release(self._store, read_release(self._store, number), self._base)
+                release = read_release(self._store, number)
+                loaded = load_release(self._store, release, self._base, memories=self._memories)
             except Exception as error:
                 problem = problem or f"Release {number} is not used: {_sentence(error)}"
                 continue

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import load_config
 from pipeline.models.base_model import BaseModel, load_base_model
@@ -31,8 +32,8 @@ def follower(store: ObjectStore, base: BaseModel, swapped: list[LoadedRelease]) 
     return ReleaseFollower(store, base, swapped.append, poll_seconds=3600)
 
 
-def publish(store: ObjectStore, base: BaseModel) -> Release:
-    return publish_release(store, base, prompts=PROMPTS, seed=1)
+def publish(store: ObjectStore, base: BaseModel, *, seed: int = 1) -> Release:
+    return publish_release(store, base, prompts=PROMPTS, seed=seed)
 
 
 def damage(store: ObjectStore, path: str) -> bytes:
@@ -74,7 +75,7 @@ def test_a_damaged_release_keeps_the_old_one_until_it_is_restored(
 ) -> None:
     publish(store, base)
     follower.follow()
-    release = publish(store, base)
+    release = publish(store, base, seed=2)  # a memory that the first release does not have
     path = {
         "memories": release.memories[0].path,
         "router": release.router.path,
@@ -92,6 +93,17 @@ def test_a_damaged_release_keeps_the_old_one_until_it_is_restored(
     follower.follow()
     assert numbers(swapped) == [1, 2]
     assert follower.state.error is None
+
+
+def test_a_memory_that_stays_is_held_once(
+    follower: ReleaseFollower, store: ObjectStore, base: BaseModel, swapped: list[LoadedRelease]
+) -> None:
+    for seed in (1, 1, 2):
+        publish(store, base, seed=seed)
+        follower.follow()
+    first, same, other = (release.memories[0] for release in swapped)
+    assert first is same
+    assert not torch.equal(first, other)
 
 
 def test_the_next_release_does_not_wait_for_the_pause_of_a_damaged_one(
