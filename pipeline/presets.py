@@ -75,9 +75,9 @@ PUBLISHED = (
         {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 256},
         4,
         margins=(20.0, 80.0, 40.0),
-        learning_rate=0.1,
+        learning_rate=0.2,
         edits_per_shard=50,
-        activation_ratio=1.2,
+        activation_ratio=1.15,
     ),
 )
 UNPUBLISHED = Published("another model", "Llama-2-7B's values at the same relative depth", {}, "auto")
