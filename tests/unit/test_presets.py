@@ -64,12 +64,12 @@ def test_paper_on_the_demo_model_is_the_papers_procedure() -> None:
     config = apply_preset(Config(), "paper", model_path=demo)
     assert config.model.layer == 4
     assert (config.shards.density, config.shards.shards_per_memory, config.shards.masks) == (0.2, 2, "overlapping")
-    assert (config.training.procedure, config.training.max_steps, config.training.learning_rate) == ("paper", 70, 0.1)
+    assert (config.training.procedure, config.training.max_steps, config.training.learning_rate) == ("paper", 70, 0.2)
     assert (config.training.margins, config.training.clamp, config.training.prefixes) == ((20, 80, 40), 1.0, 10)
     assert (config.merge.method, config.merge.density) == ("ties", 0.53)
     assert (config.router.method, config.router.activation_ratio, config.router.addressing) == (
         "activation",
-        1.2,
+        1.15,
         "own",
     )
     assert config.training.sibling_penalty == 0
