@@ -22,7 +22,7 @@ from pipeline.actors.worker_pool import (
 )
 from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
-from pipeline.evaluation.gate import check_gate
+from pipeline.evaluation.gate import check_gate, check_verdict, keep_verdict
 from pipeline.evaluation.measure import Measurement
 from pipeline.models.base_model import Identity, identify
 from pipeline.models.encoder import wanted_encoder
@@ -66,11 +66,12 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     newest = newest_of_a_round(store)
     if standing is not None and newest is not None and newest.round_id == plan.round_id:
         return RoundResult(release=standing, published=False, report={}, report_path=None)
+    check_verdict(store, plan.round_id)
     store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
     connect(config.resources)
     check_room(config.resources)
     with WorkerPool(config, model=model) as pool:
-        memories, routing = _make_memories(store, plan, config, pool, diary)
+        memories, routing = _make_memories(store, plan, config, pool, standing, diary)
         candidate, measured = _judge(plan, memories, routing, pool, config, parent, diary)
     report = describe(plan, config, model, diary, candidate, measured)
     release = candidate.release.model_copy(update={"scores": measured.scores})
@@ -78,7 +79,9 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
         check_gate(measured, config.round)
     except GateFailed as failed:
         path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
-        raise GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures) from None
+        failed = GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures)
+        keep_verdict(store, plan.round_id, failed)
+        raise failed from None
     with diary.phase("publish", f"release {release.number}"):
         _publish(store, release)
     report |= {"outcome": "published", "release": release.number}
@@ -104,11 +107,17 @@ def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
 
 
 def _make_memories(
-    store: ObjectStore, plan: Plan, config: Config, pool: WorkerPool, diary: Diary
+    store: ObjectStore,
+    plan: Plan,
+    config: Config,
+    pool: WorkerPool,
+    standing: Release | None,
+    diary: Diary,
 ) -> tuple[list[ObjectRef], Any]:
     """Every memory of the plan as it will be served, in its order: found, or trained, merged and polished now. And a
     reference to the router, which needs the extracted states alone and is fitted beside the training."""
-    found = {memory.digest: find_memory(store, memory, config=config) for memory in plan.memories}
+    published = {reference.path: reference for reference in standing.memories} if standing is not None else {}
+    found = {memory.digest: find_memory(store, memory, config=config, published=published) for memory in plan.memories}
     unfinished = [memory for memory in plan.memories if found[memory.digest] is None]
     jobs = []
     for index, memory in enumerate(plan.memories):
@@ -120,14 +129,17 @@ def _make_memories(
                 jobs.append((memory, shard))
     to_train = {shard.digest for _, shard in jobs}
     # Polishing looks at all edits of a memory, also at those of shards that an earlier run trained.
-    polished = unfinished if config.merge.polish_steps else []
+    polished = {memory.digest for memory in unfinished} if config.merge.polish_steps else set()
     shards = [
-        shard for memory in plan.memories for shard in memory.shards if memory in polished or shard.digest in to_train
+        shard
+        for memory in plan.memories
+        for shard in memory.shards
+        if memory.digest in polished or shard.digest in to_train
     ]
     workers = _start(pool, diary, most=len(shards))
     with diary.phase("extract", f"{sum(len(shard.edits) for shard in shards)} edits"):
         activations = extract_shards(workers, shards)
-    routing = workers[0].route.remote(plan)
+    routing = workers[0].route.remote(plan, standing)
     if pool.apart:
         with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
             fetch(routing)

@@ -89,9 +89,9 @@ class Worker:
         """Streams progress; the last item says where the polished memory lies."""
         yield from polish_memory(self._suffix, self._store, memory, merged, activations, config=self._config)
 
-    def route(self, plan: Plan) -> FittedRouter:
+    def route(self, plan: Plan, standing: Release | None) -> FittedRouter:
         """The states of all the plan's edits must be in the store."""
-        return route(self._base, self._store, plan, texts=self._texts, config=self._config)
+        return route(self._base, self._store, plan, standing, texts=self._texts, config=self._config)
 
     def assemble(
         self, plan: Plan, memories: Sequence[ObjectRef], fitted: FittedRouter, parent: int | None

@@ -1,8 +1,16 @@
-"""The gate: a round that misses a threshold publishes nothing and says why."""
+"""The gate: a round that misses a threshold publishes nothing and says why.
+
+A round is a function of the log, the config and the model, so the same one would miss again: its verdict is kept, and a
+nightly round in which nothing changed ends with the same sentence without judging anything.
+"""
+
+import contextlib
+import json
 
 from pipeline.config import RoundSection
-from pipeline.errors import GateFailed
+from pipeline.errors import AlreadyExists, GateFailed
 from pipeline.evaluation.measure import Measurement
+from pipeline.storage.object_store import ObjectStore
 
 NAMED_FAILURES = 20
 
@@ -35,3 +43,26 @@ def check_gate(measured: Measurement, section: RoundSection) -> None:
         "that failed.",
         tuple(missed + named),
     )
+
+
+def keep_verdict(store: ObjectStore, round_id: str, failed: GateFailed) -> None:
+    """Of two rounds at once the first one's stands: they say the same."""
+    verdict = {"message": str(failed), "failures": failed.failures}
+    with contextlib.suppress(AlreadyExists):
+        store.create(_verdict_path(round_id), json.dumps(verdict, ensure_ascii=False, indent=1).encode())
+
+
+def check_verdict(store: ObjectStore, round_id: str) -> None:
+    """Raises GateFailed with what an earlier attempt at this very round missed."""
+    path = _verdict_path(round_id)
+    if not store.exists(path):
+        return
+    verdict = json.loads(store.read(path))
+    raise GateFailed(
+        f"{verdict['message']} Neither log nor config nor model changed since; to judge it again, remove {path}.",
+        tuple(verdict["failures"]),
+    )
+
+
+def _verdict_path(round_id: str) -> str:
+    return f"rounds/{round_id}/missed.json"

@@ -6,7 +6,7 @@ reach an edit, if it also asks what the edit asks.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.mentions import PARTLY, WHOLE, Mention, SubjectIndex, likely_subject
 from pipeline.models.questions import asked, before_asked
 from pipeline.storage.bank import BankEntry
-from pipeline.wise.routing import Reading
+from pipeline.wise.routing import Reading, Router
 
 MASK = "X"  # measured against "it" and nothing: it tells relations apart best
 JOINT = re.compile(r"\s*(?:[,;?]|\b(?:and|or|but)\b)\s+", re.IGNORECASE)  # parts of a question meet there
@@ -24,25 +24,45 @@ POINTS_BACK = re.compile(r"\b(?:he|she|they|it|his|her|hers|its|their|theirs|him
 
 
 class TextReader:
-    """Reads prompts for one bank. Without an encoder only subjects are read."""
+    """Reads prompts for one bank. Without an encoder only subjects are read. `embedded`: what an earlier release knows
+    of this encoder's embeddings, in half precision; those texts are not encoded again for the bank."""
 
-    def __init__(self, entries: Sequence[BankEntry], encoder: Encoder | None) -> None:
+    def __init__(
+        self, entries: Sequence[BankEntry], encoder: Encoder | None, *, embedded: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._encoder = encoder
+        self._embedded = embedded or {}
         self._asked = [asked(entry.prompt) for entry in entries]
         self.subjects = [_subject(entry, end) for entry, end in zip(entries, self._asked, strict=True)]
         self._index = SubjectIndex(self.subjects)
         self.known_E = torch.tensor([entry in self._index.known for entry in range(len(entries))], dtype=torch.bool)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """E × M of the edits' prompts, bare and with their subject masked; half precision. M is 0 without encoder."""
-        if self._encoder is None or not self._asked:
+        """E × M of the edits' prompts, bare and with their subject masked; half precision. M is 0 without encoder.
+
+        Each text is encoded alone: a release has the same bytes, whichever of its texts an earlier one had."""
+        encoder = self._encoder
+        if encoder is None or not self._asked:
             empty = torch.zeros(len(self._asked), 0, dtype=torch.float16)
             return empty, empty
-        masked = []
+        asked, masked = self._asked, self.masked()
+        vectors = {
+            text: self._embedded[text] if text in self._embedded else encoder.encode([text])[0].half()
+            for text in dict.fromkeys([*asked, *masked])
+        }
+        return torch.stack([vectors[text] for text in asked]), torch.stack([vectors[text] for text in masked])
+
+    def masked(self) -> list[str]:
+        """What each edit asks, with its subject masked where its prompt names it."""
+        texts = []
         for entry, text in enumerate(self._asked):
             own = next((mention for mention in self._index.mentions(text) if entry in mention.entries), None)
-            masked.append(_masked(text, own) if own else text)
-        return self._encoder.encode_many(self._asked).half(), self._encoder.encode_many(masked).half()
+            texts.append(_masked(text, own) if own else text)
+        return texts
+
+    def texts_of(self, router: Router) -> dict[str, Tensor]:
+        """The texts that this bank's router holds embeddings of, and these."""
+        return dict(zip([*self._asked, *self.masked()], [*router.asked_EM, *router.relation_EM], strict=True))
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
         return [self._read(text) for text in texts]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, CorruptObject, NotFound
 from pipeline.models.base_model import BaseModel
-from pipeline.models.loaded_release import encode_router
+from pipeline.models.loaded_release import decode_router, encode_router
+from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry, decode_bank, encode_bank
 from pipeline.storage.deltas import decode_memory, encode_matrix
 from pipeline.storage.object_store import ObjectStore
@@ -38,7 +39,9 @@ class Candidate:
     threshold: float
 
 
-def route(base: BaseModel, store: ObjectStore, plan: Plan, *, texts: Sequence[str], config: Config) -> FittedRouter:
+def route(
+    base: BaseModel, store: ObjectStore, plan: Plan, standing: Release | None, *, texts: Sequence[str], config: Config
+) -> FittedRouter:
     """Fit the router over all memories' living edits and store it with its bank. It reads the prompts' states, not the
     memories, so it may be fitted while these are trained. `texts`: what the base model writes by itself.
 
@@ -54,6 +57,7 @@ def route(base: BaseModel, store: ObjectStore, plan: Plan, *, texts: Sequence[st
             unrelated=_unrelated(plan, texts, config),
             section=config.router,
             seed=config.training.seed,
+            embedded=_embedded(store, standing, encoder=plan.encoder),
         )
         if entries and router.encoder != plan.encoder:
             raise ConfigError(
@@ -139,11 +143,28 @@ def _readouts(store: ObjectStore, plan: Plan, memories: Sequence[ObjectRef]) -> 
     """ΔW·A_t of every living edit at each of its target tokens, one below the other in the bank's order."""
     rows: list[Tensor] = []
     for memory, reference in zip(plan.memories, memories, strict=True):
+        if not memory.live:
+            continue
         delta_DF = torch.from_numpy(decode_memory(store.read(reference.path, sha256=reference.sha256)).matrix.copy())
         for shard in memory.shards:
             bare = zip(shard.edits, read_bare_wordings(store, shard), strict=True)
             rows += [wording.keys_TF @ delta_DF.T for edit, wording in bare if edit.edit_id in memory.live]
     return _put(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None
+
+
+def _embedded(store: ObjectStore, standing: Release | None, *, encoder: str) -> dict[str, Tensor]:
+    """Texts whose embeddings the standing release holds: most edits stay from one round to the next. One that cannot
+    be read costs time and nothing else."""
+    if standing is None or not encoder:
+        return {}
+    try:
+        router = decode_router(
+            store.read(standing.router.path, sha256=standing.router.sha256), device=torch.device("cpu")
+        )
+        entries = decode_bank(store.read(standing.bank.path, sha256=standing.bank.sha256))
+    except (CorruptObject, NotFound):
+        return {}
+    return TextReader(entries, None).texts_of(router) if router.encoder == encoder else {}
 
 
 def _put(store: ObjectStore, folder: str, data: bytes, *, suffix: str) -> ObjectRef:

@@ -8,7 +8,7 @@ in the paper; `merge.polish_steps: 0` leaves it out.
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,9 +27,15 @@ from pipeline.training.stored_shards import StoredShards
 from pipeline.wise.merge import METHODS, MergeOptions, merge
 
 
-def find_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef | None:
-    """The memory as it is served, where an earlier round finished it."""
-    return _find(store, _path(memory, config, polished=config.merge.polish_steps > 0))
+def find_memory(
+    store: ObjectStore, memory: MemoryPlan, *, config: Config, published: Mapping[str, ObjectRef] | None = None
+) -> ObjectRef | None:
+    """The memory as it is served, where an earlier round finished it. What is `published`, by path, is not read to
+    learn its checksum: a round that changes little must not read every matrix there is."""
+    path = _path(memory, config, polished=config.merge.polish_steps > 0)
+    if published and path in published and store.exists(path):
+        return published[path]
+    return _find(store, path)
 
 
 def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef:

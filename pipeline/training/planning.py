@@ -112,7 +112,7 @@ class _Group:
 def _replay(
     history: Iterable[LogEntry], *, capacity: int, fits: Callable[[Edit], bool]
 ) -> tuple[list[_Group], tuple[str, ...]]:
-    sealed: list[_Group] = []
+    sealed: dict[_Group, None] = {}  # in order; asked for and left at any place, a million edits fill thousands
     newest = _Group()
     home: dict[str, _Group] = {}  # slot -> the memory that answers for it
     too_long: dict[str, str] = {}  # slot -> prompt
@@ -123,7 +123,7 @@ def _replay(
         newest.live.add(slot_id)
         home[slot_id] = newest
         if len(newest.edits) == capacity:
-            sealed.append(newest)
+            sealed[newest] = None
             newest = _Group()
 
     for entry in history:
@@ -140,10 +140,11 @@ def _replay(
         elif entry.edit.op == "upsert":
             too_long[slot_id] = entry.edit.prompt
         if previous in sealed and len(previous.live) < DISSOLVE_BELOW * len(previous.edits):
-            sealed.remove(previous)
+            del sealed[previous]
             for moved in [slot for slot in previous.edits if slot in previous.live]:
                 place(moved, previous.edits[moved])
-    return [*sealed, newest] if newest.edits else sealed, tuple(too_long.values())
+    groups = [*sealed, newest] if newest.edits else [*sealed]
+    return groups, tuple(too_long.values())
 
 
 def _memory_plan(group: _Group, *, basis: Sequence[object], shard_count: int, by_subject: bool) -> MemoryPlan:

@@ -7,6 +7,7 @@ negative pass (`router_negatives.py`). Entries whose subject is unknown are cali
 Paraphrases the edits carry are held out and are never used here.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -20,7 +21,7 @@ from pipeline.models.encoder import Encoder, wanted_encoder
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
 from pipeline.training.prompt_reader import PromptReader
-from pipeline.training.router_negatives import Found, Questions, find_questions
+from pipeline.training.router_negatives import MOST_QUERIES, Found, Questions, find_questions
 from pipeline.wise.calibration import (
     PRIOR,
     PRIOR_PRECISION,
@@ -51,16 +52,17 @@ def fit_router(
     unrelated: Sequence[str],
     section: RouterSection,
     seed: int,
+    embedded: Mapping[str, Tensor] | None = None,
 ) -> tuple[Router, Calibration]:
     """`states[e]`: W × D states of entry e's wordings, the bare one first. A single edit is calibrated on the unrelated
-    texts alone; without any edit the router reaches nothing.
+    texts alone; without any edit the router reaches nothing. `embedded`: texts that need not be encoded again.
 
     Raises ConfigError when a signal is demanded that needs the sentence encoder and it is not installed.
     """
     if not entries:
         return empty_router(int(base.model.config.hidden_size)), Calibration([], {})
     encoder = wanted_encoder(section)
-    reader = TextReader(entries, encoder)
+    reader = TextReader(entries, encoder, embedded=embedded)
     model = PromptReader(base)
     router = _bank(model, entries, states, unrelated=unrelated, reader=reader, encoder=encoder)
     router = replace(router, weights_S=_prior(section, encoder))
@@ -75,7 +77,8 @@ def fit_router(
         threshold_at(scores[name], false_positive_rate=section.false_positive_rate, asked=kind.asked)
         for name, kind in found.negatives.items()
     ]
-    own = _own_scores(router, reader, entries, states)
+    asked = sorted(random.Random(seed).sample(range(len(entries)), min(len(entries), MOST_QUERIES)))
+    own = _own_scores(router, reader, entries, states, asked=asked)
     finite = [limit for limit in limits if isfinite(limit)]
     # Without a single negative the edits' own wordings are all there is to go by.
     threshold = max(finite) if finite else min(own) - LOGITS_BELOW_OWN
@@ -153,16 +156,14 @@ def _moved_by_paraphrases(router: Router, reader: TextReader, found: Found) -> R
 def _calibrated_apart(router: Router, reader: TextReader, negatives: Mapping[str, Questions], *, rate: float) -> Router:
     """A bias for entries whose subject is unknown, so that they too let only the stated share pass: the subject speaks
     neither for nor against them, so their scores lie elsewhere."""
-    known = frozenset(reader.known_E.nonzero().flatten().tolist())
-    unknown = frozenset((~reader.known_E).nonzero().flatten().tolist())
-    if not known or not unknown:
+    if bool(reader.known_E.all()) or not bool(reader.known_E.any()):
         return router
     limits = []
-    for others in (known, unknown):
+    for others_E in (reader.known_E, ~reader.known_E):
+        alone = replace(router, bias_E=router.bias_E.masked_fill(others_E, float("-inf")))
         of_kind = []
         for kind in negatives.values():
-            matches = _best(router, reader, replace(kind, hidden=[hidden | others for hidden in kind.hidden]))
-            scores = torch.tensor([match.score for match in matches])
+            scores = torch.tensor([match.score for match in _best(alone, reader, kind)])
             of_kind.append(threshold_at(scores, false_positive_rate=rate, asked=kind.asked))
         limits.append(max(of_kind))
     limit_unknown, limit_known = limits
@@ -173,15 +174,19 @@ def _calibrated_apart(router: Router, reader: TextReader, negatives: Mapping[str
 
 
 def _own_scores(
-    router: Router, reader: TextReader, entries: Sequence[BankEntry], states: Sequence[Tensor]
+    router: Router,
+    reader: TextReader,
+    entries: Sequence[BankEntry],
+    states: Sequence[Tensor],
+    *,
+    asked: Sequence[int],
 ) -> list[float]:
-    """Scores of every wording but the bare one (unless it is the only one) against its edit's bare wording. Their texts
-    end with the bare prompt, so the text signals are those of the prompt."""
-    scores, first = [], 0
-    for entry, (rows, reading) in enumerate(zip(states, reader.read([entry.prompt for entry in entries]), strict=True)):
-        keys_WD = router.keys_ND[first : first + len(rows)]
-        first += len(keys_WD)
-        text_S = router.signals_of(rows[0], reading, entry)
+    """Scores of every wording of the `asked` entries but the bare one (unless it is the only one) against its edit's
+    bare wording. Their texts end with the bare prompt, so the text signals are those of the prompt."""
+    scores = []
+    for entry, reading in zip(asked, reader.read([entries[entry].prompt for entry in asked]), strict=True):
+        keys_WD = whitened(states[entry], router.mean_D, router.whiten_DD)
+        text_S = router.signals_of(states[entry][0], reading, entry)
         cosine_W = (keys_WD[1:] if len(keys_WD) > 1 else keys_WD) @ keys_WD[0]
         for cosine in cosine_W:
             signals_S = torch.cat([cosine[None], text_S[1:]])

@@ -63,7 +63,8 @@ def read_bare_wordings(store: ObjectStore, shard: ShardPlan) -> list[BareWording
     """One per edit of the shard, in its order."""
     keys_MF, description = _read(store, _path(shard, "keys"), decode_matrix)
     targets = [tuple(ids) for ids in description["target_ids"]]
-    bare_MF = torch.from_numpy(keys_MF.copy())[: sum(map(len, targets))]
+    # The bare wordings alone are copied: of a bank of many shards the others' keys must not stay in memory.
+    bare_MF = torch.from_numpy(keys_MF[: sum(map(len, targets))].copy())
     return [
         BareWording(target_ids=target_ids, keys_TF=keys_TF)
         for target_ids, keys_TF in zip(targets, torch.split(bare_MF, [len(ids) for ids in targets]), strict=True)

@@ -15,6 +15,7 @@ from pipeline.edits import Edit
 from pipeline.models.prompts import answer_ids, chat_prompt_ids, plain_prompt_ids, render_chat
 
 SPARE_TOKENS = 4  # as many as evaluation lets an answer run on
+SPECIAL_TOKENS = 16  # more than any tokenizer puts around a text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,13 @@ def wordings(
 
 
 def fits(edit: Edit, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> bool:
-    """Does the edit, asked bare, leave room in the model's context for its target and the tokens that show it ended?"""
+    """Does the edit, asked bare, leave room in the model's context for its target and the tokens that show it ended?
+
+    Every round asks this of every edit in the log, so short ones are not tokenised: no token of an ASCII text has less
+    than a character."""
+    text = f"{edit.prompt} {edit.target}"
+    if text.isascii() and len(text) + SPECIAL_TOKENS + SPARE_TOKENS <= max_tokens:
+        return True
     return _length(plain_wording(edit.prompt, edit.target, tokenizer)) + SPARE_TOKENS <= max_tokens
 
 

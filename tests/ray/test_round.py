@@ -155,6 +155,11 @@ def test_a_missed_gate_publishes_nothing_and_names_the_edits(configure: Configur
         run_round(config)
     assert any("Who leads company a?" in failure for failure in caught.value.failures)
     assert head(open_store(config.store)) is None
+    told: list[Event] = []
+    with pytest.raises(GateFailed, match="to judge it again, remove rounds/") as again:
+        run_round(config, observe=told.append)
+    assert again.value.failures == caught.value.failures
+    assert [getattr(event, "name", "") for event in told] == ["plan"]
 
 
 def test_what_does_not_hold_when_merged_gets_a_second_attempt(configure: Configure, tmp_path: Path) -> None:

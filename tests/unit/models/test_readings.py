@@ -1,13 +1,16 @@
 """What the text signals see of a prompt."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.models.encoder import Encoder
 from pipeline.models.mentions import PARTLY, WHOLE
 from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
-from pipeline.wise.routing import Reading
+from pipeline.wise.routing import Reading, Router, empty_router
 from tests.tiny_world import save_encoder
 
 
@@ -60,6 +63,27 @@ def test_masking_the_subject_leaves_the_relation(encoder: Encoder) -> None:
     assert not torch.equal(asked_EM[0], asked_EM[2])
     (reading,) = TextReader(BANK, encoder).read(["who leads rome"])
     torch.testing.assert_close(reading.masked_RM[int(reading.masked_C[0])].half(), relation_EM[2], atol=1e-3, rtol=0)
+
+
+def test_texts_that_are_known_already_are_not_encoded_for_the_bank(encoder: Encoder) -> None:
+    """What a bank's router holds is found again by its texts, whatever else is in the next bank."""
+    reader = TextReader(BANK, encoder)
+    asked_EM, relation_EM = reader.embeddings()
+    known = reader.texts_of(router_with(asked_EM, relation_EM))
+    more = [*BANK[2:], *bank(("is it rome", "rome"))]
+    again_EM, masked_EM = TextReader(more, encoder, embedded=known).embeddings()
+    assert torch.equal(again_EM[:2], asked_EM[2:])
+    assert torch.equal(masked_EM[:2], relation_EM[2:])
+    fresh_EM, fresh_masked_EM = TextReader(more, encoder).embeddings()
+    assert torch.equal(again_EM, fresh_EM)
+    assert torch.equal(masked_EM, fresh_masked_EM)
+    elsewhere = {text: torch.full_like(vector, 7) for text, vector in known.items()}
+    taken_EM, _ = TextReader(BANK, encoder, embedded=elsewhere).embeddings()
+    assert bool((taken_EM == 7).all())
+
+
+def router_with(asked_EM: Tensor, relation_EM: Tensor) -> Router:
+    return replace(empty_router(1), asked_EM=asked_EM, relation_EM=relation_EM)
 
 
 def test_a_text_is_read_to_the_bit_as_it_is_alone(encoder: Encoder) -> None:

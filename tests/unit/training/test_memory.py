@@ -147,3 +147,21 @@ def test_a_damaged_memory_is_said_by_name(world: World, tmp_path: Path, monkeypa
 def test_an_unfinished_memory_is_not_found(world: World) -> None:
     other = MemoryPlan(digest="0" * 24, seed=0, shards=world.memory.shards, live=frozenset())
     assert find_memory(world.store, other, config=world.config()) is None
+
+
+def test_a_published_memory_is_found_without_reading_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.config("merge.method=sum", "merge.polish_steps=0")
+    merged = merge_memory(world.store, world.memory, config=config)
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(world.store, "read", lambda path, **_: pytest.fail(f"{path} was read"))
+        published = {merged.path: merged}
+        assert find_memory(world.store, world.memory, config=config, published=published) == merged
+    elsewhere = {"memories/another.parquet": merged}
+    assert find_memory(world.store, world.memory, config=config, published=elsewhere) == merged
+
+
+def test_a_published_memory_that_is_gone_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.config("merge.method=sum", "merge.polish_steps=0")
+    merged = merge_memory(world.store, world.memory, config=config)
+    monkeypatch.setattr(world.store, "exists", lambda path: path != merged.path)
+    assert find_memory(world.store, world.memory, config=config, published={merged.path: merged}) is None

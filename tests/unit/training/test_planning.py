@@ -64,6 +64,47 @@ def test_one_more_edit_changes_at_most_the_memory_it_left_and_the_newest(edits: 
     assert len([digest for digest in after if digest not in before]) <= 2
 
 
+@given(logs, logs)
+def test_what_a_round_must_train_is_what_changed(edits: list[Edit], more: list[Edit]) -> None:
+    """Only new edits, those of a memory that was not full yet and those of a memory that was dissolved are trained.
+    Every other memory keeps its shards, whatever was superseded or retracted in it meanwhile."""
+    before, after = plan(edits), plan([*edits, *more])
+    kept = {memory.digest: memory for memory in after.memories}
+    gone = [memory for memory in before.memories if memory.digest not in kept]
+    for memory in before.memories:
+        if memory.digest in kept:
+            assert kept[memory.digest].shards == memory.shards
+    may_train = {edit.edit_id for edit in more} | {edit.edit_id for memory in gone for edit in memory.edits}
+    old = {memory.digest for memory in before.memories}
+    trained = [edit.edit_id for memory in after.memories if memory.digest not in old for edit in memory.edits]
+    assert set(trained) <= may_train
+    touched = {edit.slot_id for edit in more}
+    for memory in gone:
+        living = [edit for edit in memory.edits if edit.edit_id in memory.live and edit.slot_id not in touched]
+        was_full = len(memory.edits) == CAPACITY
+        assert not was_full or len(living) < 0.5 * CAPACITY, "a full memory that mostly lives is left alone"
+
+
+@given(logs, logs)
+def test_a_memory_that_is_kept_loses_exactly_the_edits_whose_slot_says_something_else(
+    edits: list[Edit], more: list[Edit]
+) -> None:
+    before, after = plan(edits), plan([*edits, *more])
+    touched = {edit.slot_id for edit in more}
+    kept = {memory.digest: memory for memory in after.memories}
+    for memory in before.memories:
+        if memory.digest in kept and len(memory.edits) == CAPACITY:
+            untouched = {edit.edit_id for edit in memory.edits if edit.slot_id not in touched}
+            assert kept[memory.digest].live == memory.live & untouched
+
+
+@given(logs)
+def test_what_says_nothing_new_changes_no_memory(edits: list[Edit]) -> None:
+    """Slots that were never filled are retracted: the log moves on, the round stays the same."""
+    nothing = [Edit(op="retract", prompt=f"never asked {n}") for n in range(3)]
+    assert plan([*edits, *nothing]).round_id == plan(edits).round_id
+
+
 @given(logs)
 def test_equal_logs_give_equal_plans(edits: list[Edit]) -> None:
     assert plan(edits) == plan(list(edits))

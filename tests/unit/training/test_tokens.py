@@ -1,6 +1,9 @@
 """Wordings: what the model is trained to say must be what it is asked to say when it serves."""
 
-from pipeline.edits import Edit
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pipeline.edits import Edit, normalise
 from pipeline.models.base_model import BaseModel
 from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids
 from pipeline.training.tokens import choose_prefixes, fits, wordings
@@ -30,6 +33,18 @@ def test_wordings_beyond_the_context_are_left_out_but_the_bare_one(base: BaseMod
     assert [wording.kind for wording in asked] == ["bare"]
     assert fits(EDIT, base.tokenizer, max_tokens=bare_tokens + 4)
     assert not fits(EDIT, base.tokenizer, max_tokens=5)
+
+
+@settings(deadline=None)
+@given(
+    prompt=st.text(min_size=1, max_size=60), target=st.text("ab ä", min_size=1, max_size=20), room=st.integers(0, 99)
+)
+def test_an_edit_fits_exactly_when_its_tokens_do(base: BaseModel, prompt: str, target: str, room: int) -> None:
+    """Short ones are judged by their characters, which must not let one pass that is too long."""
+    assume(prompt.strip() and target.strip() and normalise(prompt) != normalise(target))
+    edit = Edit(prompt=prompt, target=target)
+    (bare,) = wordings(edit, base.tokenizer, prefixes=[], max_tokens=0)
+    assert fits(edit, base.tokenizer, max_tokens=room) == (len(bare.prompt_ids) + len(bare.target_ids) + 4 <= room)
 
 
 def test_an_edits_prefixes_do_not_depend_on_its_company() -> None:

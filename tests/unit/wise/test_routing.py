@@ -129,6 +129,35 @@ def test_hidden_entries_are_not_found() -> None:
     assert match.entry == 1
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 100), out=st.sets(st.integers(0, 8), max_size=8))
+def test_a_bias_of_minus_infinity_hides_entries_from_every_prompt(seed: int, out: set[int]) -> None:
+    bank, states = random_bank(9, seed=seed), torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+    readings = [reading(9, {row: 1.0}, M=6, seed=row) for row in range(3)]
+    without = replace(bank, bias_E=bank.bias_E.index_fill(0, torch.tensor(sorted(out), dtype=torch.long), -torch.inf))
+    assert without.match(states, readings) == bank.match(states, readings, hidden=[out] * 3)
+
+
+def test_a_large_bank_looks_for_candidates_among_entries_that_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest half is hidden: as candidates they would leave no room for the others."""
+    E = 5000
+    bank = random_bank(E, D=16, M=8)
+    state_D = bank.keys_ND[0]
+    near_E = by_keys(bank, state_D) > by_keys(bank, state_D).median()
+    bank = replace(bank, bias_E=torch.zeros(E).masked_fill(near_E, -torch.inf))
+    blank = replace(reading(E, M=8), known_E=torch.zeros(E, dtype=torch.bool))
+    (sketched,) = bank.match(state_D[None], [blank])
+    assert not near_E[sketched.entry]
+    monkeypatch.setattr(routing, "FULLY_SCORED", E)
+    (whole,) = bank.match(state_D[None], [blank])
+    assert sketched.score >= whole.score - 0.1
+
+
+def by_keys(bank: Router, state_D: Tensor) -> Tensor:
+    cosine_N = bank.keys_ND @ state_D
+    return torch.full((len(bank.memory_E),), -1.0).scatter_reduce_(0, bank.entry_N, cosine_N, reduce="amax")
+
+
 def test_without_entries_nothing_is_matched() -> None:
     (match,) = empty_router(4).match(torch.ones(1, 4), [reading(0)])
     assert match.score == float("-inf")

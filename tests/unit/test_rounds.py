@@ -1,0 +1,79 @@
+"""A round in which nothing changed ends before Ray is started."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import rounds
+from pipeline.config import Config, load_config
+from pipeline.edits import Edit
+from pipeline.errors import GateFailed
+from pipeline.evaluation.gate import keep_verdict
+from pipeline.models.base_model import identify
+from pipeline.round_diary import Event
+from pipeline.rounds import run_round
+from pipeline.storage.batches import Batch
+from pipeline.storage.edit_log import EditLog
+from pipeline.storage.object_store import ObjectStore, open_store
+from pipeline.storage.releases import ObjectRef, Release, publish
+from tests.tiny_world import save_model
+
+
+class Started(Exception):
+    """Ray would have been."""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    def connect(resources: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(rounds, "connect", connect)
+    settings = [f"model.path={save_model(tmp_path / 'model')}", "model.layer=0", f"store.uri={tmp_path / 'store'}"]
+    config = load_config(overrides=[*settings, "router.signals=[keys, subject]"])
+    say(config, Edit(prompt="Who leads Oslo?", target="Ada"))
+    return config
+
+
+def say(config: Config, edit: Edit) -> None:
+    EditLog(open_store(config.store)).append(Batch(source="test", edits=((0, edit),)))
+
+
+def round_id(config: Config) -> str:
+    return rounds._plan(open_store(config.store), config, identify(config.model)).round_id
+
+
+def test_what_was_published_is_not_made_again(config: Config) -> None:
+    with pytest.raises(Started):
+        run_round(config)
+    release = publish_as(round_id(config), open_store(config.store))
+    result = run_round(config)
+    assert (result.release, result.published) == (release, False)
+    say(config, Edit(prompt="Who leads Rome?", target="Bob"))
+    with pytest.raises(Started):
+        run_round(config)
+
+
+def test_a_round_that_missed_its_gate_misses_it_again_until_something_changed(config: Config) -> None:
+    missed = GateFailed("reliability 0.100 is below round.min_reliability 0.9.", ("reliability", "an edit"))
+    keep_verdict(open_store(config.store), round_id(config), missed)
+    keep_verdict(open_store(config.store), round_id(config), missed)  # by another round at the same time
+    told: list[Event] = []
+    with pytest.raises(GateFailed, match=r"below round\.min_reliability.* Neither log nor config") as again:
+        run_round(config, observe=told.append)
+    assert again.value.failures == missed.failures
+    with pytest.raises(Started):
+        run_round(config.overridden(["round.min_reliability=0.05"]))
+    say(config, Edit(op="retract", prompt="Who leads Oslo?"))
+    with pytest.raises(Started):
+        run_round(config)
+
+
+def publish_as(made_by: str, store: ObjectStore) -> Release:
+    empty = ObjectRef(path="banks/none.parquet", sha256=store.put("banks/none.parquet", b""))
+    release = Release(
+        number=1, parent=None, round_id=made_by, log_version=1, model_fingerprint="f", layer=0, memories=(),
+        router=empty, bank=empty, edits=1,
+    )  # fmt: skip
+    publish(store, release)
+    return release
