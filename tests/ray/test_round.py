@@ -253,19 +253,20 @@ def _slow(config: Config) -> object:
     return config.resources.model_copy(update={"cpus_per_trainer": 2.0})
 
 
-def test_a_shard_trainer_that_dies_is_restarted(configure: Configure, tmp_path: Path) -> None:
-    config, undisturbed = configure(store="killed"), configure(store="undisturbed")
+def test_a_worker_that_dies_is_restarted(configure: Configure, tmp_path: Path) -> None:
+    """And the release has the bytes of an undisturbed round, in which every stage starts its own workers."""
+    config, undisturbed = configure(store="killed"), configure("resources.stages=apart", store="undisturbed")
     for each in (config, undisturbed):
         ingest(each, edits("abcdef"), tmp_path, "first")
     killed: list[int] = []
 
-    def kill_a_trainer(event: Event) -> None:
+    def kill_a_worker(event: Event) -> None:
         if isinstance(event, ShardNews) and event.progress is not None and not killed:
             pids = _pids_of("ray::Worker.train")
             os.kill(pids[0], signal.SIGKILL)
             killed.append(pids[0])
 
-    assert run_round(config, observe=kill_a_trainer).published
+    assert run_round(config, observe=kill_a_worker).published
     assert killed
     run_round(undisturbed)
     assert release_bytes(config) == release_bytes(undisturbed)
