@@ -77,7 +77,7 @@ def test_edits_trained_in_bfloat16_are_answered_in_bfloat16(
     *_, polished = polish_memory(suffix, store, memory, merged, activations, config=config)
     assert isinstance(polished, ObjectRef)
     assert decode_memory(store.read(polished.path)).matrix.dtype == "float32"
-    fitted = route(base, store, plan, texts=TEXTS, config=config)
+    fitted = route(base, store, plan, None, texts=TEXTS, config=config)
     release = assemble(base, store, plan, [polished], fitted, texts=TEXTS, config=config, parent=None).release
 
     loaded = load_release(store, release, base)
