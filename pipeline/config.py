@@ -5,17 +5,16 @@ name; `--set section.key=value` overrides the file. The config is hashed (`Confi
 from it, so a field that cannot change results (addresses, ports, counts of workers) belongs to `resources` or `serve`.
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
+from pipeline.config_tree import Tree, apply_override, explained, read_tree
 from pipeline.errors import ConfigError
 
 FILE_NAME = "ray_config.yaml"
@@ -223,9 +222,9 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     Raises ConfigError naming the key, and the nearest valid one when it is unknown.
     """
     file = Path(path) if path is not None else Path(FILE_NAME)
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     if file.exists():
-        tree = _parse(file)
+        tree = read_tree(file, sections=list(Config.model_fields))
     elif path is not None:
         raise ConfigError(
             f"There is no config file at {file}; copy the repository's {FILE_NAME} there or leave out --config."
@@ -233,13 +232,13 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     return _validated(tree, overrides)
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+def _validated(tree: Tree, overrides: Sequence[str]) -> Config:
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise explained(error, Config) from None
     return _with_absolute_paths(config)
 
 
@@ -251,57 +250,3 @@ def _with_absolute_paths(config: Config) -> Config:
     if "://" not in store.uri:
         store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
     return config.model_copy(update={"model": model, "store": store})
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read as a config file: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file} must hold sections ({', '.join(Config.model_fields)}), not a {type(tree).__name__}.")
-    # A section that is named but left empty (`serve:`) reads as None; it means "all defaults".
-    return {key: {} if value is None else value for key, value in tree.items()}
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    name, separator, text = override.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not separator or not dot or not key:
-        raise ConfigError(f"--set {override!r} does not read as section.key=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML.") from None
-    values = tree.setdefault(section, {})
-    if not isinstance(values, dict):
-        raise ConfigError(f"{section} in the config file must hold keys, not a {type(values).__name__}.")
-    values[key] = value
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    # Union members (`int | "auto"`) append their own name to the location; the user only knows section.key.
-    where = [str(part) for part in first["loc"][:2]]
-    name = ".".join(where)
-    if first["type"] == "extra_forbidden":
-        valid = list(_section_fields(where[:-1]))
-        near = difflib.get_close_matches(where[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"valid names are {', '.join(valid)}."
-        return f"Unknown config key {name}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"Config {name}: {message}." if name else f"Config: {message}."
-    return f"Config {name}: {message} (it is {first['input']!r})."
-
-
-def _section_fields(where: Sequence[str]) -> Mapping[str, Any]:
-    if not where:
-        return Config.model_fields
-    section = Config.model_fields[where[0]].annotation
-    assert isinstance(section, type) and issubclass(section, Section)
-    return section.model_fields
