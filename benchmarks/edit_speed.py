@@ -5,7 +5,7 @@ rows as published, the whole model in every step) at 10 and at 70 steps, and by 
 training, merge, polish and router, one memory of 4 shards. One thread per process everywhere.
 
 Counted is what is done for edits. What either needs before the first edit is left out on both sides: loading the model
-there, the start of the workers here (`start_seconds`; a round starts its own). So is the evaluation, and publishing.
+there, workers that start and load it here (`start_seconds`). So is the evaluation, and publishing.
 
     speedup_70, speedup_10   the reference's seconds per edit over the round's
     whole_round_seconds      with the workers' start, which a round of few edits mostly consists of

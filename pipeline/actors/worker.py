@@ -59,8 +59,12 @@ class Worker:
     def ready(self) -> None:
         """Answers when the actor has a place in the cluster."""
 
+    def load(self, *, whole_model: bool) -> None:
+        """The model, or its suffix, before it is needed."""
+        _ = self._base if whole_model else self._suffix
+
     def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
-        """How many wordings it has, then what its trainer needs of them. Its keys and states are in the store."""
+        """How many wordings it has, then what its trainer needs of them; keys and states are in the store."""
         extracted = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
         yield len(extracted)
         yield extracted

@@ -60,8 +60,8 @@ class WorkerPool:
         self._end()
 
     def stage(self, *, most: int, whole_model: bool) -> list[Any]:
-        """Workers for the next stage: at least one, at most `most` are started, and one of them is up. `whole_model`:
-        the stage needs more of it than the suffix."""
+        """Workers for the next stage: at least one, at most `most` are started, and one of them has loaded.
+        `whole_model`: the stage needs more of it than the suffix."""
         if self.apart:
             self._end()
         whole_model = whole_model or not self.apart
@@ -70,7 +70,7 @@ class WorkerPool:
         more = range(wanted - len(self._workers))
         self._workers += [start_worker(self._config, whole_model=whole_model) for _ in more]
         if not some_are_up:
-            ray.wait([worker.ready.remote() for worker in self._workers], num_returns=1)
+            ray.wait([worker.load.remote(whole_model=whole_model) for worker in self._workers], num_returns=1)
         return self._workers
 
     def _end(self) -> None:
