@@ -60,17 +60,25 @@ class WorkerPool:
         self._end()
 
     def stage(self, *, most: int, whole_model: bool) -> list[Any]:
-        """Workers for the next stage: at least one, at most `most` are started, and one of them has loaded.
-        `whole_model`: the stage needs more of it than the suffix."""
+        """Workers for the next stage, from one to `most`; the first of them has loaded. `whole_model`: the stage needs
+        more of it than the suffix.
+
+        Those that the stage has no work for are ended. One of them may hold the place in which a worker that died
+        would start again, with a call that was made to it alone."""
         if self.apart:
             self._end()
         whole_model = whole_model or not self.apart
         wanted = max(1, min(most, _room(self._config, gpus=gpus_per_worker(self._config, whole_model=whole_model))))
-        some_are_up = bool(self._workers)
+        for surplus in self._workers[wanted:]:
+            ray.kill(surplus)
+        self._workers = self._workers[:wanted]
         more = range(wanted - len(self._workers))
-        self._workers += [start_worker(self._config, whole_model=whole_model) for _ in more]
-        if not some_are_up:
-            ray.wait([worker.load.remote(whole_model=whole_model) for worker in self._workers], num_returns=1)
+        started = [start_worker(self._config, whole_model=whole_model) for _ in more]
+        if not self._workers:
+            loading = {worker.load.remote(whole_model=whole_model): worker for worker in started}
+            (loaded,), _ = ray.wait(list(loading), num_returns=1)
+            started.sort(key=lambda worker: worker is not loading[loaded])
+        self._workers += started
         return self._workers
 
     def _end(self) -> None:

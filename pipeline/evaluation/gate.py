@@ -8,7 +8,7 @@ import contextlib
 import json
 
 from pipeline.config import RoundSection
-from pipeline.errors import AlreadyExists, GateFailed
+from pipeline.errors import AlreadyExists, GateFailed, StoreError
 from pipeline.evaluation.measure import Measurement
 from pipeline.storage.object_store import ObjectStore
 
@@ -46,9 +46,9 @@ def check_gate(measured: Measurement, section: RoundSection) -> None:
 
 
 def keep_verdict(store: ObjectStore, round_id: str, failed: GateFailed) -> None:
-    """Of two rounds at once the first one's stands: they say the same."""
+    """Of two rounds at once the first one's stands: they say the same. A store that fails costs a judgement alone."""
     verdict = {"message": str(failed), "failures": failed.failures}
-    with contextlib.suppress(AlreadyExists):
+    with contextlib.suppress(AlreadyExists, StoreError):
         store.create(_verdict_path(round_id), json.dumps(verdict, ensure_ascii=False, indent=1).encode())
 
 
@@ -59,7 +59,8 @@ def check_verdict(store: ObjectStore, round_id: str) -> None:
         return
     verdict = json.loads(store.read(path))
     raise GateFailed(
-        f"{verdict['message']} Neither log nor config nor model changed since; to judge it again, remove {path}.",
+        f"{verdict['message']} Neither log nor config nor model changed since; to judge it again, remove {path} "
+        f"in {store.uri}.",
         tuple(verdict["failures"]),
     )
 

@@ -6,15 +6,11 @@ an old file again neither revives a retracted edit nor undoes a newer one.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.edits import Edit
-from pipeline.storage.schemas import CHECKED
 
 # What a slot holds: the edit's id, or None where it is empty (never filled, or retracted).
 SlotContent = str | None
@@ -41,38 +37,8 @@ class Batch:
 
     @cached_property
     def batch_id(self) -> str:
-        return self.columns().batch_id
-
-    def columns(self) -> "ColumnBatch":
-        return ColumnBatch(self.source, edit_rows(self.edits), self.rejections, self.after)
-
-
-@dataclass(frozen=True)
-class ColumnBatch:
-    """A batch as columns: `edits` has the schema CHECKED."""
-
-    source: str
-    edits: pa.Table = field(repr=False)
-    rejections: tuple[Rejection, ...] = ()
-    after: str = ""
-
-    @cached_property
-    def batch_id(self) -> str:
-        """Hash of [after, [edit ids], [what the refused rows say]] as JSON, put together without a list of the ids."""
-        ids = self.edits["edit_id"].combine_chunks()
-        joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids), '", "')[0].as_py()
-        quoted = f'"{joined}"' if joined else ""
-        raws = json.dumps([bad.raw for bad in self.rejections])
-        return hashlib.blake2b(f'["{self.after}", [{quoted}], {raws}]'.encode(), digest_size=16).hexdigest()
-
-
-def edit_rows(edits: Iterable[tuple[int, Edit]]) -> pa.Table:
-    """(row, edit) one by one as columns of the schema CHECKED."""
-    rows = [
-        edit.model_dump(mode="json") | {"edit_id": edit.edit_id, "slot_id": edit.slot_id, "row": row}
-        for row, edit in edits
-    ]
-    return pa.Table.from_pylist(rows, schema=CHECKED)
+        content = [self.after, [edit.edit_id for _, edit in self.edits], [bad.raw for bad in self.rejections]]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -112,7 +78,7 @@ def plan_append(
     known: bool,
     read_before: Mapping[int, str],
 ) -> Plan:
-    """Decide row by row what is new: the rules. `slot_table.decide` follows them for millions of rows at once.
+    """Decide row by row what is new.
 
     `slots`: what the log holds; `said`: what earlier rows of this call said about a slot; `known`: the log has this
     batch; `read_before`: what the log last heard from each row of the same source.

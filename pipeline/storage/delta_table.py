@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
 
 from pipeline.errors import NotFound, OutcomeUnknown, StoreError
 from pipeline.storage.object_store import ObjectStore
@@ -73,62 +72,25 @@ def read_table(
         return dataset.to_table(columns=None if columns is None else list(columns), filter=where)
 
 
-def read_batches(
-    store: ObjectStore, table: DeltaTable, columns: Sequence[str], *, where: Any = None
-) -> Iterator[pa.RecordBatch]:
-    """The same piece by piece, in no order."""
-    with _explained(store, table.table_uri):
-        yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=where)
-
-
 def was_committed(table: DeltaTable, transaction: str) -> bool:
     return table.transaction_version(transaction) is not None
 
 
-def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transactions: Sequence[str]) -> None:
-    """Append `rows` (possibly none) in one commit that also records `transactions`.
+def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transaction: str) -> None:
+    """Append `rows` (possibly none) in one commit that also records `transaction`.
 
     Raises CommitLost when the table moved on since it was opened, and OutcomeUnknown when the store went silent: then
     the table, opened again, says by `was_committed`.
     """
-    with _committing(store, table, transactions) as properties:
-        if rows.num_rows:
-            write_deltalake(table, rows, mode="append", commit_properties=properties)
-        else:
-            _add(table, [], properties)
-
-
-def commit_files(
-    store: ObjectStore, table: DeltaTable, files: Sequence[AddAction], *, transactions: Sequence[str]
-) -> None:
-    """The same for Parquet files that lie in the table's folder already: none is seen before, all are afterwards."""
-    with _committing(store, table, transactions) as properties:
-        _add(table, files, properties)
-
-
-def compact(store: ObjectStore, table: DeltaTable, *, keep_hours: int) -> int:
-    """Join small files into large ones and remove files that no version younger than `keep_hours` needs, those that
-    were never committed among them; how many files were removed.
-
-    No row changes, and commits that run at the same time do not conflict.
-    """
-    with _explained(store, table.table_uri, writing=True):
-        table.optimize.compact()
-        return len(table.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False, full=True))
-
-
-def _add(table: DeltaTable, files: Sequence[AddAction], properties: CommitProperties) -> None:
-    table.create_write_transaction(list(files), mode="append", schema=table.schema(), commit_properties=properties)
-    table.update_incremental()
-
-
-@contextlib.contextmanager
-def _committing(store: ObjectStore, table: DeltaTable, transactions: Sequence[str]) -> Iterator[CommitProperties]:
     serial = (table.transaction_version(SERIAL) or 0) + 1
-    named = [Transaction(name, 1) for name in dict.fromkeys(transactions)]
+    properties = CommitProperties(app_transactions=[Transaction(SERIAL, serial), Transaction(transaction, 1)])
     with _explained(store, table.table_uri, writing=True):
         try:
-            yield CommitProperties(app_transactions=[Transaction(SERIAL, serial), *named])
+            if rows.num_rows:
+                write_deltalake(table, rows, mode="append", commit_properties=properties)
+            else:
+                table.create_write_transaction([], mode="append", schema=table.schema(), commit_properties=properties)
+                table.update_incremental()
         except CommitFailedError as error:
             if CONFLICT.search(str(error)):
                 raise CommitLost from None

@@ -137,7 +137,8 @@ def _least_padding(length_B: Tensor) -> int:
     """Where to cut rows of ascending length in two, so that the fewest tokens are computed: otherwise most of a batch
     is padding to its longest target. More than two parts cost more calls than they save."""
     shorter_B = torch.arange(1, len(length_B) + 1, device=length_B.device)
-    return int((shorter_B * length_B + (len(length_B) - shorter_B) * length_B[-1]).argmin()) + 1
+    computed_B = shorter_B * length_B + (len(length_B) - shorter_B) * length_B[-1]
+    return len(length_B) - int(computed_B.flip(0).argmin())  # of equals the last: no cut where none saves anything
 
 
 def _loss_of_rows(suffix: PreTrainedModel, rows: Activations, delta_DF: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from pipeline.round_diary import Event, ShardNews
 from pipeline.rounds import run_round
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import head, publish, release_numbers, release_path, rollback
+from tests.ray.processes import pids_of
 from tests.tiny_world import save_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -262,7 +263,7 @@ def test_a_worker_that_dies_is_restarted(configure: Configure, tmp_path: Path) -
 
     def kill_a_worker(event: Event) -> None:
         if isinstance(event, ShardNews) and event.progress is not None and not killed:
-            pids = _pids_of("ray::Worker.train")
+            pids = pids_of("ray::Worker.train")
             os.kill(pids[0], signal.SIGKILL)
             killed.append(pids[0])
 
@@ -270,25 +271,6 @@ def test_a_worker_that_dies_is_restarted(configure: Configure, tmp_path: Path) -
     assert killed
     run_round(undisturbed)
     assert release_bytes(config) == release_bytes(undisturbed)
-
-
-def _pids_of(name: str) -> list[int]:
-    """Workers of this test's own Ray: children of the raylet that this process started."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if (folder / "cmdline").read_bytes().startswith(name.encode()) and _parent(
-                    _parent(int(folder.name))
-                ) == os.getpid():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-    return found
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_user_mistakes_are_one_sentence(configure: Configure, tmp_path: Path) -> None:

@@ -3,15 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.edits import Edit, LocalityPrompt
 from pipeline.errors import NotFound, OutcomeUnknown
-from pipeline.storage import log_append, staged_files
-from pipeline.storage.batches import Batch, Counts, Rejection, SlotContent, plan_append
+from pipeline.storage import delta_table, edit_log
+from pipeline.storage.batches import Batch, Counts, Rejection
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
 from tests.unit.storage.test_batches import EDITS, batch, up
@@ -148,7 +147,7 @@ def test_the_same_file_read_twice_at_the_same_time_lands_once(tmp_path: Path) ->
 
 def test_after_an_unknown_outcome_the_same_append_completes(log: EditLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to a commit is lost, once after it happened and once before: repeating it ends in the same log."""
-    real: Any = DeltaTable.create_write_transaction
+    real: Any = delta_table.write_deltalake
     for happened in (True, False):
         one = batch(up("p", f"happened: {happened}"))
 
@@ -158,7 +157,7 @@ def test_after_an_unknown_outcome_the_same_append_completes(log: EditLog, monkey
             raise DeltaError("connection reset")
 
         with monkeypatch.context() as patch:
-            patch.setattr(DeltaTable, "create_write_transaction", lose)
+            patch.setattr(delta_table, "write_deltalake", lose)
             with pytest.raises(OutcomeUnknown, match="run the same command again"):
                 log.append(one)
         log.append(one)
@@ -174,7 +173,7 @@ def test_a_crash_between_quarantine_and_log_is_completed_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(log_append, "decide", crash)
+        patch.setattr(edit_log, "plan_append", crash)
         with pytest.raises(KeyboardInterrupt):
             log.append(one)
     assert (log.live(), len(log.quarantine())) == ([], 1)
@@ -199,109 +198,3 @@ def test_a_file_that_is_overwritten_speaks_where_a_row_changed(log: EditLog) -> 
         rows = ((1, Edit(prompt="Who?", target=target)), (2, Edit(prompt=f"Day {day}?", target="yes")))
         assert log.append(Batch(source="daily.jsonl", edits=rows)).ingested == 2
     assert next(entry.edit.target for entry in log.live() if entry.edit.prompt == "Who?") == "a"
-
-
-def stream(log: EditLog, *batches: Batch) -> Counts:
-    with log.appending() as appending:
-        for one in batches:
-            appending.add(one.columns())
-        return appending.commit()
-
-
-@given(st.lists(st.lists(EDITS, min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_stream_says_what_its_batches_say_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, files: list[list[Edit]], file_rows: int
-) -> None:
-    one_by_one, at_once = (EditLog(ObjectStore(str(tmp_path_factory.mktemp("store")))) for _ in range(2))
-    batches = [batch(*edits, source=f"file {index}") for index, edits in enumerate(files)]
-    said: dict[str, SlotContent] = {}
-    slots: dict[str, SlotContent] = {}
-    known: set[str] = set()
-    expected, rows = Counts(), []
-    for one in batches:
-        plan = plan_append(one, slots, said=said, known=one.batch_id in known, read_before={})
-        rows += [edit for _, edit in plan.rows]
-        expected += plan.counts
-        slots, said = slots | plan.slots, said | plan.said
-        known.add(one.batch_id)
-        one_by_one.append(one)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staged_files, "FILE_ROWS", file_rows)
-        assert stream(at_once, *batches) == expected
-    history = at_once.history()
-    assert [entry.edit for entry in history] == rows == [entry.edit for entry in one_by_one.history()]
-    assert [entry.seq for entry in history] == list(range(len(rows)))
-    assert [entry.batch_id for entry in history] == [entry.batch_id for entry in one_by_one.history()]
-
-
-def test_nothing_of_a_stream_is_seen_before_its_commit(log: EditLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staged_files, "FILE_ROWS", 1)
-    log.append(batch(up("p", "1")))
-    before = state(log)
-
-    def give_up() -> None:
-        with log.appending() as appending:
-            for number in range(5):
-                appending.add(batch(up(f"q{number}", "1"), source=str(number)).columns())
-            assert state(log) == before
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        give_up()
-    assert state(log) == before
-    assert len(list(Path(log._store.uri, "edits").glob("*.parquet"))) == 1
-
-
-def test_a_stream_that_another_overtakes_takes_its_place_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of both in one order: what the other said first is unchanged or superseded, and the same file lands once."""
-    monkeypatch.setattr(staged_files, "FILE_ROWS", 2)
-    mine, theirs = (EditLog(ObjectStore(str(tmp_path))) for _ in range(2))
-    shared = batch(up("s", "1"), up("t", "1"), source="shared")
-    with mine.appending() as appending:
-        appending.add(batch(up("p", "1"), up("q", "1"), up("r", "1"), source="mine").columns())
-        appending.add(shared.columns())
-        assert stream(theirs, shared, batch(up("q", "1"), up("r", "2"), source="theirs")).ingested == 4
-        assert appending.commit() == Counts(ingested=2, unchanged=3, superseded=1)
-    history = mine.history()
-    assert [entry.seq for entry in history] == list(range(6))
-    assert [(e.edit.prompt, e.edit.target) for e in history[4:]] == [("p", "1"), ("r", "1")]
-    assert len(list((tmp_path / "edits").glob("*.parquet"))) == 3
-
-
-def test_files_of_a_stream_stay_when_nobody_knows_whether_it_was_committed(
-    log: EditLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real: Any = DeltaTable.create_write_transaction
-
-    def lose(*arguments: Any, **options: Any) -> None:
-        real(*arguments, **options)
-        raise DeltaError("connection reset")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DeltaTable, "create_write_transaction", lose)
-        with pytest.raises(OutcomeUnknown):
-            stream(log, batch(up("p", "1")))
-    assert stream(log, batch(up("p", "1"))) == Counts(unchanged=1)
-    assert [entry.edit.prompt for entry in log.history()] == ["p"]
-
-
-def test_compacting_changes_files_and_nothing_that_the_log_says(log: EditLog) -> None:
-    for number in range(5):
-        log.append(
-            Batch(str(number), ((1, up("p", str(number))), (2, up(f"q{number}", "1"))), (Rejection(3, "bad", "raw"),))
-        )
-    folder = Path(log._store.uri, "edits")
-    (folder / "part-left-by-a-killed-ingest.snappy.parquet").write_bytes(b"PAR1")
-    version, before = log.version(), (log.history(), log.live(), log.quarantine())
-    assert log.compact() == 0
-    assert (log.history(), log.live(), log.quarantine()) == before
-    assert version is not None and log.live(version) == before[1]
-    assert log.compact(keep_hours=0) > 5
-    assert (log.history(), log.live(), log.quarantine()) == before
-    assert len(list(folder.glob("*.parquet"))) == 1
-    assert log.append(batch(up("p", "4"), source="elsewhere")) == Counts(unchanged=1)
-    assert log.append(batch(up("p", "6"), source="elsewhere")) == Counts(ingested=1, superseded=1)
-    assert [entry.seq for entry in log.history()] == list(range(11))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import TrainingSection
@@ -13,7 +15,7 @@ from pipeline.models.base_model import BaseModel
 from pipeline.models.suffix import load_suffix
 from pipeline.models.value_matrix import value_module
 from pipeline.training.activations import extract
-from pipeline.training.fit import Progress, fit
+from pipeline.training.fit import Progress, _least_padding, fit
 from pipeline.training.tokens import wordings
 from pipeline.wise.masks import subspace_mask
 
@@ -112,3 +114,13 @@ def _says(base: BaseModel, prompt_ids: tuple[int, ...], delta_DF: Tensor) -> lis
     finally:
         handle.remove()
     return ids[len(prompt_ids) :]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20).map(sorted))
+def test_a_batch_is_cut_where_the_fewest_tokens_are_computed(lengths: list[int]) -> None:
+    def computed(cut: int) -> int:
+        return cut * lengths[cut - 1] + (len(lengths) - cut) * lengths[-1]
+
+    cut = _least_padding(torch.tensor(lengths))
+    assert computed(cut) == min(computed(other) for other in range(1, len(lengths) + 1))
+    assert cut == len(lengths) or computed(cut) < computed(len(lengths)), "two calls only where they save tokens"
