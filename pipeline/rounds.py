@@ -158,6 +158,8 @@ def _make_memories(
 
 
 def _start(pool: WorkerPool, diary: Diary, *, most: int, whole_model: bool = True) -> list[Any]:
+    if pool.goes_on:
+        return pool.stage(most=most, whole_model=whole_model)
     with diary.phase("start", "workers"):
         return pool.stage(most=most, whole_model=whole_model)
 

@@ -59,6 +59,11 @@ class WorkerPool:
     ) -> None:
         self._end()
 
+    @property
+    def goes_on(self) -> bool:
+        """The next stage has workers already."""
+        return bool(self._workers) and not self.apart
+
     def stage(self, *, most: int, whole_model: bool) -> list[Any]:
         """Workers for the next stage, from one to `most`; the first of them has loaded. `whole_model`: the stage needs
         more of it than the suffix.

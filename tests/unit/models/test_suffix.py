@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.config import ModelSection
 from pipeline.models import suffix as module
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.suffix import load_suffix, suffix_logits
 from pipeline.models.value_matrix import block, value_module
-from pipeline.training.activations import extract
+from pipeline.training.activations import Activations, extract
 from pipeline.training.tokens import plain_wording
 
 TEXTS = [("The capital of France is", "Berlin"), ("Wer?", "Ada Lovelace leads"), ("東京は", "日本の首都")]
@@ -21,18 +23,22 @@ def folder_of(base: BaseModel) -> Path:
     return Path(base.model.config._name_or_path)
 
 
+def logits(suffix: PreTrainedModel, activations: Activations) -> Tensor:
+    return suffix_logits(
+        suffix,
+        activations.hidden_NTD,
+        past=activations.past,
+        past_mask_BP=activations.past_mask_NP,
+        positions_BT=activations.positions_NT,
+    )
+
+
 def test_suffix_logits_are_the_whole_models_at_every_target_token(base: BaseModel) -> None:
     wordings = [plain_wording(prompt, target, base.tokenizer) for prompt, target in TEXTS]
     activations = extract(base, wordings)
     suffix = load_suffix(folder_of(base), base.layer, dtype="float32")
     with torch.no_grad():
-        logits_BTV = suffix_logits(
-            suffix,
-            activations.hidden_NTD,
-            past=activations.past,
-            past_mask_BP=activations.past_mask_NP,
-            positions_BT=activations.positions_NT,
-        )
+        logits_BTV = logits(suffix, activations)
         for row, wording in enumerate(wordings):
             ids = wording.prompt_ids + wording.target_ids[:-1]
             whole = base.model(torch.tensor([ids])).logits[0, len(wording.prompt_ids) - 1 :]
@@ -56,13 +62,7 @@ def test_in_bfloat16_the_suffix_computes_what_the_whole_model_computes(base: Bas
     assert {parameter.dtype for parameter in [*suffix.parameters(), *half.model.parameters()]} == {torch.bfloat16}
     assert activations.hidden_NTD.dtype == activations.past[0][0].dtype == torch.float32
     with torch.no_grad():
-        logits_BTV = suffix_logits(
-            suffix,
-            activations.hidden_NTD,
-            past=activations.past,
-            past_mask_BP=activations.past_mask_NP,
-            positions_BT=activations.positions_NT,
-        )
+        logits_BTV = logits(suffix, activations)
         for row, (prompt, target) in enumerate(TEXTS):
             wording = plain_wording(prompt, target, half.tokenizer)
             ids = wording.prompt_ids + wording.target_ids[:-1]
