@@ -60,8 +60,8 @@ class Worker:
         """Answers when the actor has a place in the cluster."""
 
     def load(self, *, whole_model: bool) -> None:
-        """The model, or its suffix, before it is needed."""
-        _ = self._base if whole_model else self._suffix
+        """The model and the texts it writes by itself, or its suffix, before they are needed."""
+        _ = self._texts if whole_model else self._suffix
 
     def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
         """How many wordings it has, then what its trainer needs of them; keys and states are in the store."""
