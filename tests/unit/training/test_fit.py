@@ -122,6 +122,16 @@ def test_the_other_wordings_are_learned_too_whether_the_bare_ones_hold_or_not(
         assert _says(base, wording.prompt_ids, delta_DF) == list(wording.target_ids)
 
 
+def test_it_ends_when_the_last_few_do_not_come_to_hold(base: BaseModel, model_folder: Path) -> None:
+    """One prompt with two targets: one of the two never holds."""
+    learned = [plain_wording(edit.prompt, edit.target, base.tokenizer) for edit in EDITS] * 6
+    contradicted = plain_wording(EDITS[0].prompt, "Zq", base.tokenizer)
+    progress, _, _ = train(base, model_folder, asked=[*learned, contradicted])
+    assert progress[-1].holding == 12
+    grew_at = next(item.step for item in progress if item.holding == 12)
+    assert grew_at + TRAINING.max_steps / 4 <= progress[-1].step < TRAINING.max_steps
+
+
 def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(base: BaseModel, model_folder: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"lower training\.learning_rate"):
         train(base, model_folder, training=TRAINING.model_copy(update={"learning_rate": 1e36}))
