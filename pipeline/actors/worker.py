@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from transformers import PreTrainedModel
@@ -61,6 +62,7 @@ class Worker:
 
     def load(self, *, whole_model: bool) -> None:
         """The model and the texts it writes by itself, or its suffix, before they are needed."""
+        pa.array([])  # imports pandas, which would take half a second of the first shard
         _ = self._texts if whole_model else self._suffix
 
     def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
