@@ -175,7 +175,7 @@ class ServeSection(Section):
     gpus_per_replica: NonNegativeFloat | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0; a fraction leaves room for rounds on one GPU"
     )
-    max_batch_requests: int = Field(32, gt=0, description="most answers that are written at once")
+    max_batch_requests: int = Field(64, gt=0, description="most answers that are written at once")
     max_batch_tokens: int = Field(
         512, gt=0, description="most tokens one step reads; longer prompts are read in pieces, beside running answers"
     )

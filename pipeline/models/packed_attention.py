@@ -8,14 +8,15 @@ Shape letters: T packed tokens, B sequences, S keys they see (of the longest, wh
 of keys and values, C channels of a head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -33,31 +34,45 @@ class Lengths:
     window: int | None  # sliding attention: a token sees so many keys at most
 
     @cached_property
-    def starts(self) -> tuple[tuple[int, int], ...]:
-        """Where each sequence begins among the new tokens, and among the keys."""
-        new_at, seen_at, starts = 0, 0, []
-        for new, seen in zip(self.new, self.seen, strict=True):
-            starts.append((new_at, seen_at))
-            new_at, seen_at = new_at + new, seen_at + seen
-        return tuple(starts)
-
-    @cached_property
     def running(self) -> tuple[int, ...]:
         """Sequences with one new token."""
         return tuple(index for index, new in enumerate(self.new) if new == 1)
 
     @cached_property
-    def running_tokens(self) -> Tensor:
-        return torch.tensor([self.starts[index][0] for index in self.running], device=self.device)
+    def longest(self) -> int:
+        """S of the running ones."""
+        return max((self.seen[index] for index in self.running), default=0)
 
     @cached_property
-    def running_keys(self) -> tuple[Tensor, Tensor]:
-        """Places of their keys, B × S, and which of them are keys and no padding, B × 1 × 1 × S."""
-        first_B1 = torch.tensor([[self.starts[index][1]] for index in self.running], device=self.device)
+    def running_tokens(self) -> Tensor:
+        new_before = [0, *accumulate(self.new)]
+        return torch.tensor([new_before[index] for index in self.running], device=self.device)
+
+    @cached_property
+    def running_real(self) -> Tensor:
+        """Which of the keys of the running ones are no padding, B × 1 × 1 × S."""
         seen_B1 = torch.tensor([[self.seen[index]] for index in self.running], device=self.device)
-        columns_S = torch.arange(max(self.seen[index] for index in self.running), device=self.device)
-        real_BS = columns_S < seen_B1
-        return torch.where(real_BS, first_B1 + columns_S, first_B1), real_BS[:, None, None]
+        return (torch.arange(self.longest, device=self.device) < seen_B1)[:, None, None]
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[int, int, int], ...]:
+        """Of each other sequence its index, and where it begins among the new tokens and among the keys as laid out."""
+        new_at, laid_at, pieces = 0, len(self.running) * self.longest, []
+        for index, (new, seen) in enumerate(zip(self.new, self.seen, strict=True)):
+            if new > 1:
+                pieces.append((index, new_at, laid_at))
+                laid_at += seen
+            new_at += new
+        return tuple(pieces)
+
+    @cached_property
+    def layout(self) -> Tensor:
+        """Places of keys in the order attention wants: those of the running ones, padded to B × S, then the pieces'."""
+        seen_before = [0, *accumulate(self.seen)]
+        columns_S = torch.arange(self.longest)
+        places = [seen_before[index] + columns_S.clamp(max=self.seen[index] - 1) for index in self.running]
+        places += [torch.arange(seen_before[index], seen_before[index + 1]) for index, _, _ in self.pieces]
+        return torch.cat(places).to(self.device)
 
     def mask(self, index: int) -> Tensor | None:
         """What each new token of one sequence sees, new × seen; None: every key up to itself, and all are new."""
@@ -69,14 +84,35 @@ class Lengths:
         return sees if self.window is None else sees & (distance > -self.window)
 
 
-@dataclass(frozen=True)
 class PackedStep:
-    """What attention needs to know of one forward; `lengths`, `reads` and `writes` by kind of layer."""
+    """What attention needs to know of one forward: `lengths` by kind of layer, `reads` and `writes` by allocator."""
 
-    cache: PagedAttentionCache
-    lengths: dict[str, Lengths]
-    reads: Sequence[Tensor]
-    writes: Sequence[Tensor]
+    def __init__(
+        self,
+        cache: PagedAttentionCache,
+        lengths: Mapping[str, Lengths],
+        reads: Sequence[Tensor],
+        writes: Sequence[Tensor],
+    ) -> None:
+        self._cache, self._lengths, self._reads, self._writes = cache, lengths, list(reads), writes
+        # Full attention reads what it has just written, so keys may be read in the order that they are wanted in.
+        self._ordered = {
+            allocator.index: allocator.layer_type == "full_attention" and reads[allocator.index].numel() > 0
+            for allocator in cache.cache_allocators.values()
+        }
+        for allocator in cache.cache_allocators.values():
+            if self._ordered[allocator.index]:
+                read = reads[allocator.index]
+                self._reads[allocator.index] = read[lengths[allocator.layer_type].layout]
+
+    def store(self, key_TGC: Tensor, value_TGC: Tensor, layer: int) -> tuple[Tensor, Tensor, Lengths]:
+        """Keys and values that this layer's new tokens see, laid out, once the new ones are in the cache."""
+        allocator = self._cache.layer_to_allocator[layer]
+        lengths, index = self._lengths[allocator.layer_type], allocator.index
+        keys, values = allocator.update(key_TGC, value_TGC, layer, self._reads[index], self._writes[index])
+        if not self._ordered[index]:
+            keys, values = keys.index_select(0, lengths.layout), values.index_select(0, lengths.layout)
+        return keys, values, lengths
 
 
 @contextmanager
@@ -92,7 +128,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query_1HTC: Tensor,
     key_1GTC: Tensor,
     value_1GTC: Tensor,
@@ -103,37 +139,29 @@ def attend(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Stores the new keys and values and attends; 1 × T × H × C."""
-    allocator = packed.cache.layer_to_allocator[module.layer_idx]
-    keys_SGC, values_SGC = allocator.update(
-        key_1GTC[0].transpose(0, 1),
-        value_1GTC[0].transpose(0, 1),
-        module.layer_idx,
-        packed.reads[allocator.index],
-        packed.writes[allocator.index],
+    keys_SGC, values_SGC, lengths = packed.store(
+        key_1GTC[0].transpose(0, 1), value_1GTC[0].transpose(0, 1), module.layer_idx
     )
-    lengths = packed.lengths[allocator.layer_type]
     queries_THC = query_1HTC[0].transpose(0, 1)
     said_THC = torch.empty_like(queries_THC, memory_format=torch.contiguous_format)
     if lengths.running:
         said_BHC = _attend_running(queries_THC, keys_SGC, values_SGC, lengths, scaling)
-        if len(lengths.running) == len(lengths.new):
+        if not lengths.pieces:
             return said_BHC[None], None
         said_THC[lengths.running_tokens] = said_BHC
-    for index, (new, seen) in enumerate(zip(lengths.new, lengths.seen, strict=True)):
-        if new == 1:
-            continue
-        new_at, seen_at = lengths.starts[index]
+    for index, new_at, laid_at in lengths.pieces:
+        new, laid = slice(new_at, new_at + lengths.new[index]), slice(laid_at, laid_at + lengths.seen[index])
         mask = lengths.mask(index)
         said_1HTC = scaled_dot_product_attention(
-            queries_THC[new_at : new_at + new].transpose(0, 1)[None],
-            keys_SGC[seen_at : seen_at + seen].transpose(0, 1)[None],
-            values_SGC[seen_at : seen_at + seen].transpose(0, 1)[None],
+            queries_THC[new].transpose(0, 1)[None],
+            keys_SGC[laid].transpose(0, 1)[None],
+            values_SGC[laid].transpose(0, 1)[None],
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
             enable_gqa=True,
         )
-        said_THC[new_at : new_at + new] = said_1HTC[0].transpose(0, 1)
+        said_THC[new] = said_1HTC[0].transpose(0, 1)
     return said_THC[None], None
 
 
@@ -141,14 +169,14 @@ def _attend_running(
     queries_THC: Tensor, keys_SGC: Tensor, values_SGC: Tensor, lengths: Lengths, scaling: float | None
 ) -> Tensor:
     """One token of each running sequence, B × H × C. Heads that share keys are rows of one product."""
-    places_BS, real_B11S = lengths.running_keys
     _, H, C = queries_THC.shape
-    B, G = len(lengths.running), keys_SGC.shape[1]
+    B, S, G = len(lengths.running), lengths.longest, keys_SGC.shape[1]
+    queries_BHC = queries_THC[lengths.running_tokens] if lengths.pieces else queries_THC
     said_BGNC = scaled_dot_product_attention(
-        queries_THC[lengths.running_tokens].view(B, G, H // G, C),
-        keys_SGC[places_BS].transpose(1, 2),
-        values_SGC[places_BS].transpose(1, 2),
-        attn_mask=real_B11S,
+        queries_BHC.reshape(B, G, H // G, C),
+        keys_SGC[: B * S].view(B, S, G, C).transpose(1, 2),
+        values_SGC[: B * S].view(B, S, G, C).transpose(1, 2),
+        attn_mask=lengths.running_real,
         scale=scaling,
     )
     return said_BGNC.reshape(B, H, C)

@@ -172,6 +172,7 @@ class Engine:
                 self._closing = True
                 for job in {job: None for job, _ in self._waiting}:
                     job.send(EngineStopped("The engine of this replica stopped before it came to this request."))
+            del self._backend  # its cache is freed here, and not while the interpreter ends
 
     def _admit(self) -> bool:
         """Waits for something to do, and lets in what waits while there is room; False when closing and all is done.

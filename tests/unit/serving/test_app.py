@@ -145,7 +145,7 @@ def test_health_shows_why_a_release_is_not_used(endpoint: Endpoint) -> None:
     [
         ("/v1/completions", {**TEXT, "model": "gpt-4"}, 404, "model_not_found"),
         ("/v1/completions", {**TEXT, "prompt": " "}, 400, None),
-        ("/v1/completions", {**TEXT, "prompt": ["a"] * 33}, 400, None),
+        ("/v1/completions", {**TEXT, "prompt": ["a"] * 65}, 400, None),
         ("/v1/completions", {**TEXT, "prompt": "long " * 300}, 400, "context_length_exceeded"),
         ("/v1/completions", {**TEXT, "prompt": "a " * 125}, 400, "context_length_exceeded"),
         ("/v1/completions", {**TEXT, "max_tokens": 257}, 400, None),
