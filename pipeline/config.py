@@ -175,8 +175,13 @@ class ServeSection(Section):
     gpus_per_replica: NonNegativeFloat | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0; a fraction leaves room for rounds on one GPU"
     )
-    max_batch_requests: int = Field(16, gt=0)
-    batch_window_seconds: float = Field(0.005, ge=0)
+    max_batch_requests: int = Field(64, gt=0, description="most answers that are written at once")
+    max_batch_tokens: int = Field(
+        512, gt=0, description="most tokens one step reads; longer prompts are read in pieces, beside running answers"
+    )
+    cache_gib: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="keys and values of running answers; auto: whole contexts, in a quarter of what is free"
+    )
     max_queued_requests: int = Field(256, gt=0)
     max_new_tokens: int = Field(256, gt=0, description="most tokens one answer may have")
     poll_seconds: float = Field(1.0, gt=0, description="how often a replica looks for a newer release")
