@@ -10,9 +10,10 @@ from pipeline.models.generate import GenerationRequest
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
 from pipeline.serving.engine import Engine, Job
+from pipeline.serving.logprobs import Spelling
 from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
-from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt
+from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt, seeded_apart
 
 MODEL_NAME = "wiseline"
 
@@ -22,7 +23,7 @@ class Answer:
     """An answer that has begun: who gives it is known, its text is still to come."""
 
     release: int  # 0: the base model, before there is any release
-    routes: tuple[str, ...]  # "main" or "memory-<index>", one per prompt
+    routes: tuple[str, ...]  # "main" or "memory-<index>", one per prompt; its several answers have the same
     bodies: Bodies
     about: tuple[dict[str, Any], ...]
     job: Job
@@ -31,18 +32,19 @@ class Answer:
         """The whole response body. Raises GenerationFailed or EngineStopped."""
         choices = [Choice(index, "", 0, None) for index in range(len(self.job.requests))]
         async for piece in self.job.pieces():
-            text = choices[piece.index].text + piece.text
-            choices[piece.index] = Choice(piece.index, text, piece.tokens, piece.finish)
+            choices[piece.index] = choices[piece.index].followed_by(piece)
         return self.bodies.complete(choices, about=self.about)
 
     async def chunks(self, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The same body in pieces. Raises like `complete`."""
         tokens = [0] * len(self.job.requests)
-        for body in self.bodies.opening():
-            yield body
+        # OpenAI: with include_usage every chunk has the field, and all but the last have nothing in it.
+        usage: dict[str, Any] = {"usage": None} if include_usage else {}
+        for body in self.bodies.opening(len(tokens)):
+            yield body | usage
         async for piece in self.job.pieces():
             tokens[piece.index] = piece.tokens
-            yield self.bodies.chunk(piece) | {"wiseline": self.about[piece.index]}
+            yield self.bodies.chunk(piece) | usage | {"wiseline": self.about[piece.index]}
         if include_usage:
             yield self.bodies.usage_chunk(sum(tokens))
 
@@ -54,11 +56,13 @@ class Answerer:
         self._config, self._engine = config, engine
         # Encoding happens here and decoding in the engine's thread; two threads must not share a fast tokenizer.
         self._tokenizer = copy.deepcopy(engine.base.tokenizer)
+        self._spelling = Spelling(self._tokenizer)
 
     async def begin(self, body: ChatRequest | CompletionRequest, *, routed: bool = True) -> Answer:
         """Waits for the first token. Raises ApiError, QueueFull, GenerationFailed or EngineStopped; nothing is then
         left running, nor when the caller is cancelled."""
         chat = isinstance(body, ChatRequest)
+        echo = isinstance(body, CompletionRequest) and body.echo
         job = self._engine.submit(self._requests(body, routed=routed), stop=body.stop, strip_start=chat)
         try:
             started = await job.started()
@@ -72,23 +76,32 @@ class Answerer:
             model=body.model,
             fingerprint=f"{self._engine.base.fingerprint[:12]}-{release}",
             wiseline=about[0],
-            prompt_tokens=sum(len(request.prompt_ids) for request in job.requests),
+            prompt_tokens=sum(len(request.prompt_ids) for request in job.requests[:: body.n]),
+            spelling=None if body.alternatives is None else self._spelling,
+            echoed=[request.text for request in job.requests] if echo else (),
         )
-        return Answer(release=release, routes=tuple(one["route"] for one in about), bodies=bodies, about=about, job=job)
+        routes = tuple(one["route"] for one in about[:: body.n])
+        return Answer(release=release, routes=routes, bodies=bodies, about=about, job=job)
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError (404) unless it is what this endpoint serves, by our name or the base model's."""
+        if name not in (MODEL_NAME, self._config.model.path):
+            message = f"The model '{name}' does not exist; this endpoint serves '{MODEL_NAME}'."
+            raise ApiError(404, message, param="model", code="model_not_found")
 
     def _requests(self, body: ChatRequest | CompletionRequest, *, routed: bool) -> list[GenerationRequest]:
         limits = self._config.serve
-        if body.model not in (MODEL_NAME, self._config.model.path):
-            message = f"The model '{body.model}' does not exist; this endpoint serves '{MODEL_NAME}'."
-            raise ApiError(404, message, param="model", code="model_not_found")
+        self.check_model(body.model)
+        wanted = body.n * (1 if isinstance(body, ChatRequest) else len(body.prompt))
+        most = min(limits.max_batch_requests, limits.max_queued_requests)
+        if wanted > most:
+            param = "n" if body.n > 1 else "prompt"
+            raise ApiError(400, f"One request may ask for at most {most} answers, not {wanted}.", param=param)
         if isinstance(body, ChatRequest):
             prompts = [chat_prompt(self._tokenizer, body.messages)]
         else:
-            most = min(limits.max_batch_requests, limits.max_queued_requests)
-            if len(body.prompt) > most:
-                raise ApiError(400, f"One request may hold at most {most} prompts.", param="prompt")
             prompts = [plain_prompt(self._tokenizer, prompt) for prompt in body.prompt]
-        return [
+        requests = [
             generation_request(
                 prompt,
                 body,
@@ -98,6 +111,7 @@ class Answerer:
             )
             for prompt in prompts
         ]
+        return [one for request in requests for one in seeded_apart(request, body.n)]
 
 
 def number(release: LoadedRelease | None) -> int:

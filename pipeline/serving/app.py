@@ -57,11 +57,18 @@ def build_app(config: Config, engine: Engine, follower: ReleaseFollower) -> Fast
     async def completions(body: CompletionRequest, http: Request) -> Response:
         return await respond(body, http)
 
+    def model() -> dict[str, Any]:
+        about = _identity(engine) | {"base_model": config.model.path}
+        return {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "wiseline", "wiseline": about}
+
     @app.get("/v1/models")
     async def models() -> Response:
-        about = _identity(engine) | {"base_model": config.model.path}
-        model = {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "wiseline", "wiseline": about}
-        return JSONResponse({"object": "list", "data": [model]}, headers=_release_header(engine))
+        return JSONResponse({"object": "list", "data": [model()]}, headers=_release_header(engine))
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> Response:
+        answerer.check_model(name)
+        return JSONResponse(model(), headers=_release_header(engine))
 
     @app.get("/healthz")
     async def healthz() -> Response:

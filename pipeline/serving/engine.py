@@ -6,6 +6,7 @@ the current release at its start and keeps it: a swap never changes an answer th
 
 import asyncio
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import Generation, GenerationRequest, Token
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
+from pipeline.serving.logprobs import SaidToken
 from pipeline.serving.openai_responses import Choice
 from pipeline.serving.text_stream import TextStream
 
@@ -196,18 +198,30 @@ class _Answer:
         self.job = job
         self._index = index
         self._tokens = 0
+        self._unsaid: list[SaidToken] = []
         self._text = TextStream(
             base.tokenizer, prompt_ids=job.requests[index].prompt_ids, stop=job.stop, strip_start=job.strip_start
         )
 
     def add(self, token: Token) -> Choice:
         if token.finish == "stop":  # the end-of-sequence token itself is not shown
-            return Choice(self._index, self._text.finish(), self._tokens, "stop")
+            return self._piece(self._text.finish(), "stop")
         self._tokens += 1
+        if token.logprob is not None:
+            self._unsaid.append(SaidToken(token.token_id, token.logprob, token.top, self._text.length))
         text = self._text.add(token.token_id)
         if token.finish == "length" and not self._text.stopped:
             text += self._text.finish()
-        return Choice(self._index, text, self._tokens, "stop" if self._text.stopped else token.finish)
+        return self._piece(text, "stop" if self._text.stopped else token.finish)
+
+    def _piece(self, text: str, finish: str | None) -> Choice:
+        """With the tokens that were read since the last piece, but those that only made a stop string."""
+        said: tuple[SaidToken, ...] = ()
+        if text or finish:
+            cut = self._text.length if self._text.stopped else sys.maxsize
+            said = tuple(one for one in self._unsaid if one.offset < cut)
+            self._unsaid = []
+        return Choice(self._index, text, self._tokens, finish, said)
 
 
 def _prompts(jobs: Sequence[Job] | deque[Job]) -> int:

@@ -14,12 +14,7 @@ from pipeline.errors import EndpointError
 
 # Values that ask for nothing beyond plain text; every other value of these fields is refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -34,6 +29,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+MOST_LOGPROBS = 20  # OpenAI's limit for chat
 # Fields that concern OpenAI's own service and change nothing about the answer.
 IGNORED = {
     "user",
@@ -104,6 +100,13 @@ def _joined_parts(value: object) -> object:
     return "".join(part["text"] for part in value)
 
 
+def _no_bool(value: object) -> object:
+    """`logprobs: false` asks for nothing; true is chat's way of asking."""
+    if value is True:
+        raise ValueError("of a text completion it is a number of likely tokens, such as 5")
+    return None if value is False else value
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Text, BeforeValidator(_joined_parts)]
@@ -114,7 +117,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """What chat and text completions share. Greedy unless a temperature is given; `explain` is ours."""
+    """What chat and text completions share. Greedy unless a temperature is given; `top_k` and `explain` are ours."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -122,6 +125,8 @@ class Sampling(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="keep only so many of the likeliest tokens; 0 and -1 keep all")
+    n: int = Field(1, ge=1, le=128, description="answers per prompt; each is sampled from a seed of its own")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_listed)] = Field(
         (), max_length=4
@@ -154,18 +159,46 @@ class Sampling(BaseModel):
 class ChatRequest(Sampling):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
+
+    @model_validator(mode="after")
+    def alternatives_come_with_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """How many likely tokens to report beside each token of the answer; None: report nothing."""
+        return self.top_logprobs if self.logprobs else None
+
 
 class CompletionRequest(Sampling):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    logprobs: Annotated[int | None, BeforeValidator(_no_bool)] = Field(None, ge=0, le=MOST_LOGPROBS)
+    best_of: int | None = Field(None, ge=1)
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def gives_what_it_makes(self) -> "CompletionRequest":
+        if self.best_of not in (None, self.n):
+            raise ValueError(f"best_of = {self.best_of} is not supported by this endpoint beyond n; leave it out")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported by this endpoint; leave one of them out")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
 
 
 def invalid_request(error: RequestValidationError) -> ApiError:

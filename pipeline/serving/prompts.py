@@ -1,6 +1,8 @@
 """From what was asked to what the model reads, refusing here what the model could not finish."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -70,6 +72,16 @@ def generation_request(
         max_new_tokens=wanted or min(max_new_tokens, left),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=max(0, sampling.top_k),
         seed=sampling.seed,
         routed=routed,
+        logprobs=sampling.alternatives,
     )
+
+
+def seeded_apart(request: GenerationRequest, answers: int) -> list[GenerationRequest]:
+    """`n` requests from one: the first keeps its seed, the others get seeds drawn from it, so all can be repeated."""
+    if request.seed is None:
+        return [request] * answers
+    draw = random.Random(request.seed)
+    return [request, *(replace(request, seed=draw.getrandbits(63)) for _ in range(answers - 1))]

@@ -154,8 +154,8 @@ def test_errors_come_through_the_proxy_in_openais_shape(served: Served) -> None:
         served.ask("x", model="gpt-4")
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        served.ask("x", n=2)
-    assert "n = 2" in refused.value.message
+        served.ask("x", presence_penalty=2)
+    assert "presence_penalty = 2" in refused.value.message
     with pytest.raises(openai.APIStatusError) as large:
         served.ask("x" * 5_000_000)
     assert large.value.status_code == 413
