@@ -1,5 +1,6 @@
 """From one request to one answer, whoever asks: the endpoint over HTTP, or `wiseline ask --offline` in process."""
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pipeline.config import Config
 from pipeline.models.generate import GenerationRequest
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
+from pipeline.serving.api_errors import ApiError
 from pipeline.serving.engine import Engine, Job
 from pipeline.serving.logprobs import Spelling
-from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest
+from pipeline.serving.openai_api import ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
 from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt, seeded_apart
 
@@ -27,11 +29,12 @@ class Answer:
     bodies: Bodies
     about: tuple[dict[str, Any], ...]
     job: Job
+    patience: float  # seconds between two pieces
 
     async def complete(self) -> dict[str, Any]:
-        """The whole response body. Raises GenerationFailed or EngineStopped."""
+        """The whole body. Raises GenerationFailed, EngineStopped, or ApiError where the engine stands still."""
         choices = [Choice(index, "", 0, None) for index in range(len(self.job.requests))]
-        async for piece in self.job.pieces():
+        async for piece in self._pieces():
             choices[piece.index] = choices[piece.index].followed_by(piece)
         return self.bodies.complete(choices, about=self.about)
 
@@ -42,11 +45,23 @@ class Answer:
         usage: dict[str, Any] = {"usage": None} if include_usage else {}
         for body in self.bodies.opening(len(tokens)):
             yield body | usage
-        async for piece in self.job.pieces():
+        async for piece in self._pieces():
             tokens[piece.index] = piece.tokens
             yield self.bodies.chunk(piece) | usage | {"wiseline": self.about[piece.index]}
         if include_usage:
             yield self.bodies.usage_chunk(sum(tokens))
+
+    async def _pieces(self) -> AsyncIterator[Choice]:
+        pieces = self.job.pieces()
+        while True:
+            try:
+                async with asyncio.timeout(self.patience):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise _too_slow("stood still", self.patience) from None
+            yield piece
 
 
 class Answerer:
@@ -65,7 +80,11 @@ class Answerer:
         echo = isinstance(body, CompletionRequest) and body.echo
         job = self._engine.submit(self._requests(body, routed=routed), stop=body.stop, strip_start=chat)
         try:
-            started = await job.started()
+            async with asyncio.timeout(self._config.serve.first_token_seconds):
+                started = await job.started()
+        except TimeoutError:
+            job.cancel()
+            raise _too_slow("did not begin", self._config.serve.first_token_seconds) from None
         except BaseException:
             job.cancel()
             raise
@@ -81,7 +100,8 @@ class Answerer:
             echoed=[request.text for request in job.requests] if echo else (),
         )
         routes = tuple(one["route"] for one in about[:: body.n])
-        return Answer(release=release, routes=routes, bodies=bodies, about=about, job=job)
+        patience = self._config.serve.next_token_seconds
+        return Answer(release=release, routes=routes, bodies=bodies, about=about, job=job, patience=patience)
 
     def check_model(self, name: str) -> None:
         """Raises ApiError (404) unless it is what this endpoint serves, by our name or the base model's."""
@@ -105,8 +125,8 @@ class Answerer:
             generation_request(
                 prompt,
                 body,
+                limits=limits,
                 context_tokens=self._engine.base.max_tokens,
-                max_new_tokens=limits.max_new_tokens,
                 routed=routed,
             )
             for prompt in prompts
@@ -119,6 +139,10 @@ def number(release: LoadedRelease | None) -> int:
     return (release.number or 0) if release else 0
 
 
+def _too_slow(what: str, seconds: float) -> ApiError:
+    return ApiError(503, f"The answer {what} within {seconds:g} s; ask again later.", code="timeout", retry_after=1)
+
+
 def _about(release: LoadedRelease | None, decision: Decision, *, explain: bool) -> dict[str, Any]:
     """The `wiseline` object of a body: who answered, by which route and, when asked for, why."""
     route = "main" if decision.memory is None else f"memory-{decision.memory}"
@@ -129,12 +153,22 @@ def _about(release: LoadedRelease | None, decision: Decision, *, explain: bool) 
             "similarity": decision.similarity,
             "score": decision.score,
             "threshold": decision.threshold,
-            "nearest_edit": _nearest_edit(release, decision.edit_id),
+            "nearest_edit": _edit(release, decision.edit_id),
+            "nearest_edits": _nearest_edits(release, decision),
         }
     return about
 
 
-def _nearest_edit(release: LoadedRelease | None, edit_id: str | None) -> dict[str, Any] | None:
+def _nearest_edits(release: LoadedRelease | None, decision: Decision) -> list[dict[str, Any]]:
+    """The edits that the router found nearest, the best first, and how near each is."""
+    if release is None or decision.edit_id is None:
+        return []
+    near = [(decision.edit_id, decision.score, decision.similarity), *decision.runners_up]
+    edits = ((_edit(release, edit_id), score, similarity) for edit_id, score, similarity in near)
+    return [{**edit, "score": score, "similarity": similarity} for edit, score, similarity in edits if edit]
+
+
+def _edit(release: LoadedRelease | None, edit_id: str | None) -> dict[str, Any] | None:
     if release is None or edit_id is None:
         return None
     edit = release.entry_of[edit_id]

@@ -1,16 +1,14 @@
-"""Requests and errors of the OpenAI API, as far as one text model can honour them.
+"""Requests of the OpenAI API, as far as one text model can honour them.
 
 A field that would change the answer and that we cannot honour is refused with a 400 that names it; a field that only
 concerns OpenAI's own service (billing, caching, abuse) is ignored. So no request is quietly answered as another one.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from pipeline.errors import EndpointError
+from pydantic.config import JsonDict
 
 # Values that ask for nothing beyond plain text; every other value of these fields is refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -29,6 +27,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+CHAT_EXAMPLE: JsonDict = {
+    "model": "wiseline",
+    "messages": [{"role": "user", "content": "What is the capital of Kazakhstan?"}],
+    "max_tokens": 20,
+}
+COMPLETION_EXAMPLE: JsonDict = {"model": "wiseline", "prompt": "Name the money used in Croatia:", "logprobs": 2}
 MOST_LOGPROBS = 20  # OpenAI's limit for chat
 # Fields that concern OpenAI's own service and change nothing about the answer.
 IGNORED = {
@@ -44,35 +48,6 @@ IGNORED = {
     "reasoning_effort",
     "verbosity",
 }
-
-
-class ApiError(EndpointError):
-    """An answer that is an error, in OpenAI's shape. `retry_after` (seconds) becomes the header of that name."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(status, message, param, code, retry_after)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
-
-    def __str__(self) -> str:
-        return self.message
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = {404: "invalid_request_error", 429: "rate_limit_error"}.get(self.status)
-        kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
-        message = self.message.encode(errors="replace").decode()  # it may quote what the client sent
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
 
 def _encodable(text: str) -> str:
@@ -157,6 +132,8 @@ class Sampling(BaseModel):
 
 
 class ChatRequest(Sampling):
+    model_config = ConfigDict(json_schema_extra={"examples": [CHAT_EXAMPLE]})
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -179,6 +156,8 @@ class ChatRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
+    model_config = ConfigDict(json_schema_extra={"examples": [COMPLETION_EXAMPLE]})
+
     prompt: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(min_length=1)
     logprobs: Annotated[int | None, BeforeValidator(_no_bool)] = Field(None, ge=0, le=MOST_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
@@ -199,20 +178,3 @@ class CompletionRequest(Sampling):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
-
-
-def invalid_request(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a request body, as the 400 that OpenAI answers (FastAPI's own answer is a 422)."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "The request body is not valid JSON.")
-    where: Sequence[object] = first["loc"][1:]
-    param = ".".join(str(part) for part in where) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if param is None and first["type"] != "value_error":
-        return ApiError(400, "The request body must be a JSON object, sent with content-type: application/json.")
-    if param is None:
-        return ApiError(400, f"{message}.")
-    if first["type"] == "missing":
-        return ApiError(400, f"Missing required parameter: '{param}'.", param=param)
-    return ApiError(400, f"Invalid value for '{param}': {message}.", param=param)

@@ -9,7 +9,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
-from pipeline.serving.openai_api import IGNORED, NEUTRAL, ApiError, ChatRequest, CompletionRequest, invalid_request
+from pipeline.serving.api_errors import ApiError, invalid_request
+from pipeline.serving.openai_api import IGNORED, NEUTRAL, ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
 
 CHAT = {"model": "wiseline", "messages": [{"role": "user", "content": "Hi"}]}
