@@ -26,19 +26,23 @@ T = TypeVar("T")
 def edits_routes(config: Config, engine: Engine) -> APIRouter:
     routes = APIRouter(tags=["wiseline"])
     desk = EditDesk(open_store(config.store), WritableStore(config.store), config.edits)
-    turn, waiting = asyncio.Lock(), asyncio.Semaphore(MOST_WAITING)
+    turn = asyncio.Lock()
+    waiting: set[asyncio.Task[Any]] = set()
 
     async def at_desk(work: Callable[[], T]) -> T:
         """One at a time, in a thread. A client that hangs up does not let the next one in before its thread is done."""
-        if waiting.locked():
+        if len(waiting) >= MOST_WAITING:
             message = f"{MOST_WAITING} requests already wait for the edit log; ask again in a moment."
             raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER)
 
         async def in_turn() -> T:
-            async with waiting, turn:
+            async with turn:
                 return await run_in_threadpool(work)
 
-        return await asyncio.shield(asyncio.create_task(in_turn()))
+        task = asyncio.create_task(in_turn())
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+        return await asyncio.shield(task)
 
     def status(edit_id: str) -> Status:
         release = engine.release

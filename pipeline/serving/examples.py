@@ -134,7 +134,8 @@ RETRACTED = _answers(
     {"id": EDIT_ID, "object": "edit", "deleted": True, "served_until_next_release": True}, says="The edit is retracted"
 )
 RELEASES = _answers({"object": "list", "data": [RELEASE], "has_more": True}, says="Releases")
-ROLLBACK = _answers({**RELEASE, "number": 4, "parent": 3, "restores": 2}, says="The new head")
+RESTORED = {name: value for name, value in RELEASE.items() if name not in ("head", "served")}
+ROLLBACK = _answers({**RESTORED, "number": 4, "parent": 3, "restores": 2}, says="The new head")
 
 EDIT_SCHEMA = {
     "type": "object",

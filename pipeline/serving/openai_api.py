@@ -82,9 +82,17 @@ def _no_bool(value: object) -> object:
     return None if value is False else value
 
 
+OneOrMany = BeforeValidator(_listed, json_schema_input_type=str | list[str])
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined_parts)]
+    content: Annotated[Text, BeforeValidator(_joined_parts, json_schema_input_type=str | list[TextPart])]
 
 
 class StreamOptions(BaseModel):
@@ -103,9 +111,10 @@ class Sampling(BaseModel):
     top_k: int = Field(0, ge=-1, description="keep only so many of the likeliest tokens; 0 and -1 keep all")
     n: int = Field(1, ge=1, le=128, description="answers per prompt; each is sampled from a seed of its own")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_listed)] = Field(
-        (), max_length=4
-    )
+    stop: Annotated[
+        tuple[Annotated[Text, Field(min_length=1)], ...],
+        OneOrMany,
+    ] = Field((), max_length=4)
     stream: bool = False
     stream_options: StreamOptions | None = None
     explain: bool = False
@@ -158,7 +167,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     model_config = ConfigDict(json_schema_extra={"examples": [COMPLETION_EXAMPLE]})
 
-    prompt: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    prompt: Annotated[tuple[Text, ...], OneOrMany] = Field(min_length=1)
     logprobs: Annotated[int | None, BeforeValidator(_no_bool)] = Field(None, ge=0, le=MOST_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
     echo: bool = False
