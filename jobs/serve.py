@@ -38,6 +38,8 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
         if json_line:
             print_json({"url": url})
         stopped.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):  # asked a second time, it does not wait for running answers
+            signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
@@ -63,16 +65,16 @@ def running_endpoint(config: Config) -> Iterator[str]:
     port = free_port(section) if alone else section.port  # before Ray: a taken port is known at once
     connect(config.resources)
     serve_was_there = not alone and bool(serve.status().proxies)
-    if serve_was_there:  # it listens where it was told to, not where our config says
-        refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
     try:
+        if serve_was_there:  # it listens where it was told to, not where our config says
+            refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
         if not alone and not serve_was_there:
             port = free_port(section)
         serve.start(http_options={"host": section.host, "port": port})
         try:
             _deploy(config)
             yield url_of(section, port)
-            _drain(section)
+            _drain(section)  # not after an error: it cannot wait
         finally:
             serve.delete(APP_NAME)
             if not alone and not serve_was_there:  # a Ray of our own takes Serve with it

@@ -224,6 +224,39 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert (out, err) == ("", "")
 
 
+def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", context_tokens=4096)
+    file = ["--set", f"serve.keys_file={tmp_path / 'keys.json'}"]
+    made, _ = wiseline(tmp_path, "keys", "create", "me", "--json", *file).communicate(timeout=60)
+    key = json.loads(made.splitlines()[-1])["key"]
+    serving = wiseline(
+        tmp_path, "serve", "--set", "serve.port=0", "--set", f"serve.max_new_tokens={LONG}", "--json", *file
+    )
+    assert serving.stdout is not None
+    lines = iter(serving.stdout.readline, "")
+    url = next(json.loads(line)["url"] for line in lines if line.startswith("{"))
+    fields: dict[str, Any] = {"model": "wiseline", "prompt": OTHER, "max_tokens": LONG}
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(api_key="wl-wrong", base_url=f"{url}/v1").completions.create(**fields)
+    client = openai.OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
+    stream = client.completions.create(**fields, stream=True)
+    pieces = [next(stream)]
+    serving.send_signal(signal.SIGTERM)
+    refused = None
+    while refused is None:
+        try:
+            client.models.list()
+        except openai.InternalServerError as error:
+            refused = error
+    assert (refused.status_code, refused.code) == (503, "stopping")
+    pieces += list(stream)
+    assert pieces[-1].choices[0].finish_reason == "length"
+    out, err = serving.communicate(timeout=120)
+    assert (serving.returncode, out, err) == (0, "", "")
+    assert key not in made.replace(key, "", 2)
+    assert not any(key in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+
+
 def wiseline(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
     settings = ["--set", f"model.path={folder / 'model'}", "--set", f"store.uri={folder / 'store'}"]
