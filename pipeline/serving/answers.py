@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Answer:
     bodies: Bodies
     about: tuple[dict[str, Any], ...]
     job: Job
-    patience: float  # seconds between two pieces
+    patience: float  # seconds between two tokens
 
     async def complete(self) -> dict[str, Any]:
         """The whole body. Raises GenerationFailed, EngineStopped, or ApiError where the engine stands still."""
@@ -52,16 +53,24 @@ class Answer:
             yield self.bodies.usage_chunk(sum(tokens))
 
     async def _pieces(self) -> AsyncIterator[Choice]:
-        pieces = self.job.pieces()
-        while True:
-            try:
-                async with asyncio.timeout(self.patience):
-                    piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise _too_slow("stood still", self.patience) from None
-            yield piece
+        """The job's pieces, or ApiError once no token has come for too long. (Tokens without text are no pieces: a stop
+        string or a character may be unfinished.)"""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self.patience, lambda: look())
+
+        def look() -> None:
+            nonlocal timer
+            left = self.job.heard + self.patience - time.monotonic()
+            if left > 0:
+                timer = loop.call_later(left, look)
+            else:
+                self.job.send(_too_slow("stood still", self.patience))
+
+        try:
+            async for piece in self.job.pieces():
+                yield piece
+        finally:
+            timer.cancel()
 
 
 class Answerer:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Job:
     def __init__(self, requests: Sequence[GenerationRequest], *, stop: Sequence[str], strip_start: bool) -> None:
         self.requests, self.stop, self.strip_start = tuple(requests), tuple(stop), strip_start
         self.cancelled = False
+        self.heard = time.monotonic()  # when the last token came; it need not have been one that shows
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Started | Choice | EndpointError] = asyncio.Queue()
 
@@ -204,6 +206,7 @@ class _Answer:
         )
 
     def add(self, token: Token) -> Choice:
+        self.job.heard = time.monotonic()
         if token.finish == "stop":  # the end-of-sequence token itself is not shown
             return self._piece(self._text.finish(), "stop")
         self._tokens += 1

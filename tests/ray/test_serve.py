@@ -224,13 +224,15 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert (out, err) == ("", "")
 
 
+@pytest.mark.timeout(600)
 def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
     save_model(tmp_path / "model", context_tokens=4096)
     file = ["--set", f"serve.keys_file={tmp_path / 'keys.json'}"]
+    drain = ["--set", "serve.drain_seconds=300", "--set", "serve.next_token_seconds=300"]
     made, _ = wiseline(tmp_path, "keys", "create", "me", "--json", *file).communicate(timeout=60)
     key = json.loads(made.splitlines()[-1])["key"]
     serving = wiseline(
-        tmp_path, "serve", "--set", "serve.port=0", "--set", f"serve.max_new_tokens={LONG}", "--json", *file
+        tmp_path, "serve", "--set", "serve.port=0", "--set", f"serve.max_new_tokens={LONG}", *drain, "--json", *file
     )
     assert serving.stdout is not None
     lines = iter(serving.stdout.readline, "")
@@ -251,7 +253,7 @@ def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
     assert (refused.status_code, refused.code) == (503, "stopping")
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason == "length"
-    out, err = serving.communicate(timeout=120)
+    out, err = serving.communicate(timeout=400)
     assert (serving.returncode, out, err) == (0, "", "")
     assert key not in made.replace(key, "", 2)
     assert not any(key in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())

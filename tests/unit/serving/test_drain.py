@@ -80,15 +80,29 @@ def test_a_stream_that_stands_still_ends_with_an_error(start: Callable[..., Endp
 
 def test_a_slow_stream_that_goes_on_is_not_cut(start: Callable[..., Endpoint], base: Any) -> None:
     """Six tokens take longer together than the limit between two of them."""
-    endpoint = start(next_token_seconds=0.5, first_token_seconds=30)
+    endpoint = start(next_token_seconds=2, first_token_seconds=30)
     pause = threading.Event()
-    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.15), None)[1])
+    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.4), None)[1])
     try:
         response = endpoint.client.post("/v1/completions", json=TEXT)
     finally:
         handle.remove()
     assert response.status_code == 200
     assert response.json()["usage"]["completion_tokens"] == 6
+
+
+def test_tokens_that_show_nothing_are_no_standstill(start: Callable[..., Endpoint], base: Any) -> None:
+    """All that is written may still become the stop string, so nothing is sent before the end."""
+    endpoint = start(next_token_seconds=2, first_token_seconds=30)
+    fields = {**TEXT, "seed": 1, "temperature": 1.0}
+    whole = endpoint.client.post("/v1/completions", json=fields).json()["choices"][0]["text"]
+    pause = threading.Event()
+    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.4), None)[1])
+    try:
+        response = endpoint.client.post("/v1/completions", json={**fields, "stop": [whole + "and more"]})
+    finally:
+        handle.remove()
+    assert (response.status_code, response.json()["choices"][0]["text"]) == (200, whole)
 
 
 def test_prompts_beyond_the_limit_are_refused(start: Callable[..., Endpoint]) -> None:
