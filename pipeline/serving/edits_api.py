@@ -104,7 +104,7 @@ async def _json(http: Request) -> object:
         raise ApiError(400, "The request body must be JSON, sent with content-type: application/json.")
     try:
         return await http.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ApiError(400, "The request body is not valid JSON.") from None
 
 

@@ -81,7 +81,11 @@ def test_bodies_that_are_no_edits_are_refused(endpoint: Endpoint, body: Any) -> 
 
 
 def test_bodies_that_are_not_json_are_refused(endpoint: Endpoint) -> None:
-    for headers, content in [({"content-type": "application/json"}, b"{"), ({"content-type": "text/plain"}, b"{}")]:
+    for headers, content in [
+        ({"content-type": "application/json"}, b"{"),
+        ({"content-type": "application/json"}, b"[" * 200_000),
+        ({"content-type": "text/plain"}, b"{}"),
+    ]:
         assert endpoint.client.post("/v1/edits", content=content, headers=headers).status_code == 400
     too_many = {"edits": [PARIS] * 1001}
     assert "at most 1000" in post(endpoint, too_many, status=400)["error"]["message"]
