@@ -18,7 +18,7 @@ from pipeline.serving.keys import Scope as KeyScope
 
 # Load balancers and clients' generators have no key, and learn nothing from these that needs one.
 OPEN = frozenset({"/healthz", "/openapi.json"})
-STATE = "wiseline_key"
+KEY = "wiseline.key"  # where a request keeps it
 
 
 class Access:
@@ -38,7 +38,7 @@ class Access:
                 if self._keys is not None:
                     key = self._key(self._keys, scope)
                     inside.enter_context(self._limits.running(key))
-                    scope.setdefault("state", {})[STATE] = key
+                    scope[KEY] = key
             except ApiError as error:
                 await error_response(error)(scope, receive, send)
                 return
@@ -72,7 +72,7 @@ def needed_scope(method: str, path: str) -> KeyScope:
 
 def key_name(http: Request) -> str | None:
     """Who sent the request; None where the endpoint asks for no keys."""
-    key: Key | None = getattr(http.state, STATE, None)
+    key: Key | None = http.scope.get(KEY)
     return None if key is None else key.name
 
 
