@@ -11,6 +11,7 @@ import typer
 from jobs.ask import ask_command
 from jobs.capability import capability_command
 from jobs.evaluate import evaluate_command
+from jobs.export import export_command
 from jobs.ingest_edits import ingest_command
 from jobs.keys import create_command, revoke_command
 from jobs.keys import list_command as list_keys_command
@@ -41,6 +42,7 @@ app.command("evaluate")(evaluate_command)
 app.command("capability")(capability_command)
 app.command("serve")(serve_command)
 app.command("ask")(ask_command)
+app.command("export")(export_command)
 app.command("status")(status_command)
 app.add_typer(releases, name="releases")
 releases.command("list")(list_command)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.activations import Activations
 from pipeline.training.candidate import Candidate, FittedRouter, assemble, route
-from pipeline.training.contexts import generate_texts
+from pipeline.training.contexts import stored_texts
 from pipeline.training.edit_stream import EditStream
 from pipeline.training.fit import Progress
 from pipeline.training.memory import merge_memory, polish_memory
@@ -54,14 +55,15 @@ class Worker:
     @cached_property
     def _texts(self) -> list[str]:
         training = self._config.training
-        return generate_texts(self._base, tokens=training.prefix_tokens, seed=training.seed)
+        return stored_texts(self._base, self._store, tokens=training.prefix_tokens, seed=training.seed)
 
     def ready(self) -> None:
         """Answers when the actor has a place in the cluster."""
 
     def load(self, *, whole_model: bool) -> None:
-        """The model, or its suffix, before it is needed."""
-        _ = self._base if whole_model else self._suffix
+        """The model and the texts it writes by itself, or its suffix, before they are needed."""
+        pa.array([])  # imports pandas, which would take half a second of the first shard
+        _ = self._texts if whole_model else self._suffix
 
     def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
         """How many wordings it has, then what its trainer needs of them; keys and states are in the store."""

@@ -22,6 +22,9 @@ from pipeline.training.activations import IGNORED, Activations
 from pipeline.wise.whitening import key_whitening
 
 SIBLING_KEYS_PER_STEP = 512
+LEAST_WORDINGS = 16  # of a pass
+BARE_SHARE = 0.25  # of the steps; edits that do not hold bare by then go on with all their wordings
+NEARLY_ALL, PATIENCE = 0.9, 0.25  # so many hold, and for so many of the steps no more: the rest cannot be learned
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ def fit(
     sibling_penalty: float,
     training: TrainingSection,
     seed: int,
+    bare: int = 0,
     start_DF: Tensor | None = None,
 ) -> Iterator[Progress | Tensor]:
     """Yields Progress after every pass and at last ΔW (float32, D × F).
 
-    ΔW starts at zero, or at `start_DF`: then what holds there already is looked at first, and told as step 0. Outside
-    the mask it stays as it started.
+    The first `bare` rows are the edits asked bare. They are trained first, and then all wordings are looked at: most
+    hold by then and cost no step. ΔW starts at zero, or at `start_DF`: then what holds there already is looked at
+    first, and told as step 0. Outside the mask it stays as it started. It ends when every wording holds, after
+    `max_steps`, or when the last few do not come to hold: some edits find no room in their subspace, and what is
+    merged of several has more.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
     # ΔW = start + mask ⊙ (V P); Adam moves V.
@@ -66,11 +73,13 @@ def fit(
         return _checked(_losses(suffix, activations, delta().detach(), batch=training.batch_prompts), step, training)
 
     step, losses_N = 0, torch.full((len(activations),), float("inf"))
+    asked, over, most, grew_at = bare or len(activations), False, 0, 0
     if start_DF is not None:
         losses_N = audit()
+        over = _all_hold(losses_N, training)
         yield _progress(step, losses_N, training.stop_loss)
-    while step < training.max_steps and not bool((losses_N <= training.stop_loss).all()):
-        order = _next_pass(losses_N, training, generator)
+    while not over:
+        order = _next_pass(losses_N[:asked], training, generator)
         for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
             delta_DF = delta()
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
@@ -80,10 +89,24 @@ def fit(
             optimiser.step()
             step += 1
             losses_N[chosen] = _checked(loss_B.detach().cpu(), step, training)
-        if step == training.max_steps or bool((losses_N <= training.stop_loss).all()):
+        bare_is_over = step >= BARE_SHARE * training.max_steps or _all_hold(losses_N[:asked], training)
+        audited = bare_is_over and asked < len(activations)
+        if audited:
+            asked, losses_N = len(activations), audit()
+        holding = int((losses_N <= training.stop_loss).sum())
+        if holding > most:
+            most, grew_at = holding, step
+        stalls = most >= NEARLY_ALL * len(activations) and step - grew_at >= PATIENCE * training.max_steps
+        given_up = stalls or step == training.max_steps
+        if not audited and (given_up or holding == len(activations)):
             losses_N = audit()
+        over = given_up or _all_hold(losses_N, training)
         yield _progress(step, losses_N, training.stop_loss)
     yield delta().detach()
+
+
+def _all_hold(losses_N: Tensor, training: TrainingSection) -> bool:
+    return bool((losses_N <= training.stop_loss).all())
 
 
 def _checked(losses_B: Tensor, step: int, training: TrainingSection) -> Tensor:
@@ -102,12 +125,11 @@ def _progress(step: int, losses_N: Tensor, stop_loss: float) -> Progress:
 
 
 def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Generator) -> Tensor:
-    """The wordings that do not hold yet, and as many that do, so that these are not undone; at least a batch in all."""
+    """The wordings that do not hold yet, and at least as many that do, so that these are not undone."""
     shuffled = torch.randperm(len(losses_N), generator=generator)
     holds = losses_N[shuffled] <= training.stop_loss
     pending, holding = shuffled[~holds], shuffled[holds]
-    replayed = holding[: max(len(pending), training.batch_prompts - len(pending))]
-    chosen = torch.cat([pending, replayed])
+    chosen = torch.cat([pending, holding[: max(len(pending), LEAST_WORDINGS - len(pending))]])
     return chosen[torch.randperm(len(chosen), generator=generator)]
 
 

@@ -25,7 +25,8 @@ def extract_shard(
     base: BaseModel, store: ObjectStore, shard: ShardPlan, *, prefix_pool: Sequence[str], config: Config
 ) -> Activations | EditStream:
     """Run the base model over every wording of the shard's edits; the keys at which the memory will be read and the
-    states go to the store, and all that training needs is returned. May be repeated: the same bytes are written."""
+    states go to the store, and all that training needs is returned, the bare wordings first. May be repeated: the same
+    bytes are written."""
     asked = [
         wordings(
             edit,
@@ -54,7 +55,7 @@ def extract_shard(
     )
     write_states(store, shard, activations.states_ND, wordings=[len(of_edit) for of_edit in asked])
     if not by_the_paper:
-        return activations
+        return activations.select(torch.cat([kinds["bare"].nonzero(), (~kinds["bare"]).nonzero()])[:, 0])
     subjects = [edit.subject for edit in shard.edits]
     unrelated = choose_unrelated(prefix_pool, config.training.unrelated_prompts, subjects)
     return EditStream(activations, tuple(map(len, asked)), extract_prompts(base, unrelated))
@@ -123,4 +124,5 @@ def _fit(
         sibling_penalty=config.training.sibling_penalty,
         training=config.training,
         seed=seed,
+        bare=len(shard.edits),
     )

@@ -30,7 +30,8 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
-COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "status", "releases", "keys"]
+COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "export"]
+COMMANDS += ["status", "releases", "keys"]
 
 
 @dataclass
@@ -136,6 +137,8 @@ def test_version(run: Run) -> None:
         (["ask", "", "--offline"], "The prompt is empty."),
         (["ask", "long " * 300, "--offline"], "has no room for an answer"),
         (["ask", "Who?", "--offline", "--set", "model.path=nowhere"], "neither a folder here nor a hub model"),
+        (["export", "--to", "out"], "Nothing is published in"),
+        (["export", "--to", "out", "--release", "3"], "nothing is published yet"),
         (["releases", "show", "3"], "nothing is published yet"),
         (["releases", "rollback", "3"], "nothing is published yet"),
         (["keys", "create", "me"], "No file for keys is named"),
@@ -289,6 +292,25 @@ def test_ask_offline_answers_as_the_release_does(run: Run, store: ObjectStore, b
     assert after.json["why"]["nearest_edit"]["prompt"] == EDITED
     assert "release 1, memory-0" in after.err
     assert f"{EDITED} → new" in after.err
+
+
+@pytest.mark.parametrize("format", ["hf", "lora", "safetensors"])
+def test_a_release_is_exported(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path, format: str) -> None:
+    publish_release(store, base, prompts=[EDITED], seed=1)
+    arguments = ["export", "--format", format, "--to", "out", "--json"]
+    missing = run(*arguments, "--set", "model.path=nowhere")
+    assert (missing.code, missing.err.count("\n")) == (1, 1)
+    assert "neither a folder here nor a hub model" in missing.json["error"]
+    assert not (tmp_path / "out").exists()
+    result = run(*arguments)
+    assert result.code == 0
+    assert (result.json["release"], result.json["format"]) == (1, format)
+    assert result.json["files"] == sum(path.is_file() for path in (tmp_path / "out").rglob("*"))
+    assert (tmp_path / "out" / "README.md").exists()
+    assert ("memory-0: rank" in result.out, "not routed" in result.out) == ((format == "lora"),) * 2
+    again = run(*arguments)
+    assert (again.code, again.err.count("\n")) == (1, 1)
+    assert "is not empty" in again.json["error"]
 
 
 def test_ask_offline_in_chat(run: Run) -> None:

@@ -16,7 +16,7 @@ from pipeline.models.suffix import load_suffix
 from pipeline.models.value_matrix import value_module
 from pipeline.training.activations import extract
 from pipeline.training.fit import Progress, _least_padding, fit
-from pipeline.training.tokens import wordings
+from pipeline.training.tokens import Wording, plain_wording, wordings
 from pipeline.wise.masks import subspace_mask
 
 EDITS = [Edit(prompt=f"Who leads company {name}?", target=leader) for name, leader in ("Bq", "Cr")]
@@ -30,9 +30,13 @@ def train(
     training: TrainingSection = TRAINING,
     siblings: Tensor | None = None,
     penalty: float = 0,
+    bare: int = 0,
     start_DF: Tensor | None = None,
+    asked: list[Wording] | None = None,
 ) -> tuple[list[Progress], Tensor, Tensor]:
-    asked = [w for edit in EDITS for w in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)]
+    asked = asked or [
+        w for edit in EDITS for w in wordings(edit, base.tokenizer, prefixes=["Paris is."], max_tokens=256)
+    ]
     mask = subspace_mask((32, 64), seed=1, shard=0, density=0.5, disjoint=True)
     *progress, delta = fit(
         load_suffix(folder, base.layer, dtype="float32"),
@@ -42,6 +46,7 @@ def train(
         sibling_penalty=penalty,
         training=training,
         seed=0,
+        bare=bare,
         start_DF=start_DF,
     )
     assert all(isinstance(item, Progress) for item in progress)
@@ -92,6 +97,39 @@ def test_it_goes_on_from_what_holds_already(base: BaseModel, model_folder: Path)
     few = TRAINING.model_copy(update={"max_steps": 1})
     first, *_, last = train(base, model_folder, training=few, start_DF=torch.zeros_like(learned_DF))[0]
     assert (first.step, first.holding, last.step) == (0, 0, 1)
+
+
+def test_wordings_that_hold_once_the_bare_ones_do_cost_no_step(base: BaseModel, model_folder: Path) -> None:
+    """Said again, a bare wording holds as soon as it does: all that is learned is what the bare ones teach."""
+    bare = [plain_wording(edit.prompt, edit.target, base.tokenizer) for edit in EDITS]
+    _, of_bare_DF, _ = train(base, model_folder, asked=bare)
+    progress, delta_DF, _ = train(base, model_folder, asked=bare * 4, bare=len(bare))
+    assert torch.equal(delta_DF, of_bare_DF)
+    assert progress[-1].holding == progress[-1].wordings == 4 * len(bare)
+
+
+def test_the_other_wordings_are_learned_too_whether_the_bare_ones_hold_or_not(
+    base: BaseModel, model_folder: Path
+) -> None:
+    bare = [plain_wording(edit.prompt, edit.target, base.tokenizer) for edit in EDITS]
+    others = [plain_wording(f"{edit.prompt} No:", "Xy", base.tokenizer) for edit in EDITS]
+    progress, _, _ = train(base, model_folder, asked=bare + others, bare=len(bare))
+    assert progress[-1].holding == 4
+    never = TRAINING.model_copy(update={"max_steps": 400, "stop_loss": 1e-9})
+    progress, delta_DF, _ = train(base, model_folder, training=never, asked=bare + others, bare=len(bare))
+    assert (progress[-1].step, progress[-1].holding) == (400, 0)
+    for wording in others:
+        assert _says(base, wording.prompt_ids, delta_DF) == list(wording.target_ids)
+
+
+def test_it_ends_when_the_last_few_do_not_come_to_hold(base: BaseModel, model_folder: Path) -> None:
+    """One prompt with two targets: one of the two never holds."""
+    learned = [plain_wording(edit.prompt, edit.target, base.tokenizer) for edit in EDITS] * 6
+    contradicted = plain_wording(EDITS[0].prompt, "Zq", base.tokenizer)
+    progress, _, _ = train(base, model_folder, asked=[*learned, contradicted])
+    assert progress[-1].holding == 12
+    grew_at = next(item.step for item in progress if item.holding == 12)
+    assert grew_at + TRAINING.max_steps / 4 <= progress[-1].step < TRAINING.max_steps
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(base: BaseModel, model_folder: Path) -> None:
