@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -133,9 +134,9 @@ def test_a_prompt_is_counted_once_for_all_its_answers(endpoint: Endpoint) -> Non
     assert response.headers["x-wiseline-route"] == "main"
 
 
-def test_more_answers_than_a_batch_holds_are_refused(endpoint: Endpoint) -> None:
-    with pytest.raises(openai.BadRequestError, match="at most 16 answers, not 17"):
-        client(endpoint).completions.create(**TEXT, n=17)
+def test_more_answers_than_a_batch_holds_are_refused(start: Callable[..., Endpoint]) -> None:
+    with pytest.raises(openai.BadRequestError, match="at most 4 answers, not 5"):
+        client(start(max_batch_requests=4)).completions.create(**TEXT, n=5)
 
 
 def test_top_k_one_is_greedy_at_any_temperature(endpoint: Endpoint) -> None:
