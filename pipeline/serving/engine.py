@@ -6,7 +6,9 @@ prompts keep it to their last token: a swap never changes an answer that has beg
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pipeline.models.generate import GenerationRequest, Token
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
 from pipeline.serving.backend import backend_for
+from pipeline.serving.logprobs import SaidToken
 from pipeline.serving.openai_responses import Choice
 from pipeline.serving.text_stream import TextStream
 
@@ -51,6 +54,7 @@ class Job:
     def __init__(self, requests: Sequence[GenerationRequest], *, stop: Sequence[str], strip_start: bool) -> None:
         self.requests, self.stop, self.strip_start = tuple(requests), tuple(stop), strip_start
         self.cancelled, self.begun = False, False
+        self.heard = time.monotonic()  # when the last token came; it need not have been one that shows
         self.release: LoadedRelease | None = None
         self._decisions: dict[int, Decision] = {}
         self._held: list[Choice] = []  # text of some prompts, while others have none
@@ -235,6 +239,7 @@ class _Answer:
         self.decided = False
         self._index = index
         self._tokens = 0
+        self._unsaid: list[SaidToken] = []
         self._text = TextStream(
             base.tokenizer, prompt_ids=job.requests[index].prompt_ids, stop=job.stop, strip_start=job.strip_start
         )
@@ -244,10 +249,22 @@ class _Answer:
         self.job.decide(self._index, decision)
 
     def add(self, token: Token) -> Choice:
+        self.job.heard = time.monotonic()
         if token.finish == "stop":  # the end-of-sequence token itself is not shown
-            return Choice(self._index, self._text.finish(), self._tokens, "stop")
+            return self._piece(self._text.finish(), "stop")
         self._tokens += 1
+        if token.logprob is not None:
+            self._unsaid.append(SaidToken(token.token_id, token.logprob, token.top, self._text.length))
         text = self._text.add(token.token_id)
         if token.finish == "length" and not self._text.stopped:
             text += self._text.finish()
-        return Choice(self._index, text, self._tokens, "stop" if self._text.stopped else token.finish)
+        return self._piece(text, "stop" if self._text.stopped else token.finish)
+
+    def _piece(self, text: str, finish: str | None) -> Choice:
+        """With the tokens that were read since the last piece, but those that only made a stop string."""
+        said: tuple[SaidToken, ...] = ()
+        if text or finish:
+            cut = self._text.length if self._text.stopped else sys.maxsize
+            said = tuple(one for one in self._unsaid if one.offset < cut)
+            self._unsaid = []
+        return Choice(self._index, text, self._tokens, finish, said)
