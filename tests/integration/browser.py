@@ -94,7 +94,7 @@ class Page:
 
     def click(self, selector: str) -> None:
         """In the middle of the element, as a mouse does: what lies above it would get the click."""
-        self.wait(f"document.querySelector({json.dumps(selector)})")
+        self.wait(f"document.querySelector({json.dumps(selector)}) !== null")
         place = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect();"
@@ -106,7 +106,7 @@ class Page:
     def fill(self, selector: str, text: str) -> None:
         self.click(selector)
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
-        self.call("Input.insertText", text=text) if text else self.press("Space")
+        self.type(text)
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
@@ -161,6 +161,12 @@ class Page:
             *(str(one.get("exception", {}).get("description", one["text"])) for one in thrown),
             *(f"{one['type']}: {[argument.get('value') for argument in one['args']]}" for one in said),
         ]
+
+    def forget_complaints(self) -> None:
+        """Those that a test has looked at."""
+        kinds = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+        ours = [event for kind in kinds for event in self._told(kind)]
+        self._browser.events = [event for event in self._browser.events if event not in ours]
 
     def _told(self, method: str) -> list[dict[str, Any]]:
         return [e for e in self._browser.events if e.get("sessionId") == self._session and e["method"] == method]

@@ -2,7 +2,7 @@
 
 // The key lives in this variable alone. Session storage would survive a reload, but browsers write it to disk.
 let key = null;
-let release = 0; // the newest one that any answer named
+let release = -1; // the newest one that any answer named
 
 class Refused extends Error {
   constructor(status, code, message) {
@@ -17,7 +17,7 @@ const OTHERWISE = {
 };
 
 async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
-  const sent = { ...headers };
+  const sent = { ...headers }, mine = key;
   if (key !== null) sent.authorization = `Bearer ${key}`;
   if (body !== undefined) sent["content-type"] = "application/json";
   let response;
@@ -27,24 +27,27 @@ async function request(path, { method = "GET", body, headers = {}, signal } = {}
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "unreachable", "The endpoint does not answer.");
   }
+  if (!response.ok) {
+    const error = await refused(response);
+    // Several requests may learn it at once, and some when another key has been entered meanwhile.
+    if (error.status === 401 && key === mine && $("door").hidden) closeDoor(error);
+    throw error;
+  }
   const named = Number(response.headers.get("x-wiseline-release"));
   if (named > release) {
     release = named;
     document.dispatchEvent(new Event("release"));
   }
-  if (!response.ok) throw await refused(response);
   return response;
 }
 
 async function refused(response) {
   let error = {};
   try {
-    error = (await response.json()).error;
+    error = (await response.json()).error ?? {};
   } catch {} // not ours: a proxy's page, say
   const message = error.message ?? `The endpoint answered ${response.status}.`;
-  const said = new Refused(response.status, error.code, [message, OTHERWISE[error.code]].filter(Boolean).join(" "));
-  if (response.status === 401) closeDoor(key === null ? "" : said.message);
-  return said;
+  return new Refused(response.status, error.code, [message, OTHERWISE[error.code]].filter(Boolean).join(" "));
 }
 
 async function call(path, options) {
@@ -67,11 +70,11 @@ async function* events(response) {
   }
 }
 
-function closeDoor(why) {
+function closeDoor({ code, message }) {
   key = null;
   $("inside").hidden = true;
   $("door").hidden = false;
-  $("door-why").textContent = why;
+  $("door-why").textContent = code === "missing_api_key" ? "" : message;
   $("key").value = "";
   $("key").focus();
 }

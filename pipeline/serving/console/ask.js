@@ -83,34 +83,37 @@ async function stream(pane, path, asked, headers, signal) {
 // The routing decision, from the answer itself: what decided this answer, not what would decide the next one.
 function explain({ release, route, why }) {
   const routed = route !== "main";
-  const name = routed ? route.replace("-", " ") : "main memory";
+  const name = routed ? `side ${route.replace("-", " ")}` : "main memory";
   $("edited-route").textContent = name;
   $("edited-route").className = routed ? "badge on" : "badge";
   $("why").hidden = false;
   $("verdict").textContent = verdict(release, name, routed, why);
   const near = why?.nearest_edits ?? [];
   drawScale(why, near);
-  $("nearest").replaceChildren(...near.map((edit, place) => drawNear(edit, routed && place === 0)));
+  const [first, ...others] = near;
+  $("behind").replaceChildren(...(first ? [drawNear("div", first, routed ? "the edit behind it" : "the nearest edit")] : []));
+  $("nearest").replaceChildren(...others.map((edit) => drawNear("li", edit)));
+  $("others").hidden = !others.length;
 }
 
 function verdict(release, name, routed, why) {
   if (!release) return "No release is out yet, so the model answers as it was.";
-  if (typeof why?.score !== "number") return `The ${name} answered.`;
+  const who = name[0].toUpperCase() + name.slice(1);
+  if (typeof why?.score !== "number") return `${who} answered.`;
   const score = number(why.score), threshold = number(why.threshold);
-  if (routed) return `The side ${name} answered: the score ${score} is above the threshold ${threshold}.`;
-  return `The main memory answered: the nearest edit's score ${score} is not above the threshold ${threshold}.`;
+  return `${who} answered: the score ${score} is ${routed ? "" : "not "}above the threshold ${threshold}.`;
 }
 
-function drawNear(edit, behind) {
+function drawNear(tag, edit, role) {
   const find = make("button", { type: "button", class: "link", "aria-label": `Find the edit: ${edit.prompt}` }, "Find");
   find.addEventListener("click", () => findEdits(edit.prompt));
   const numbers = [`score ${number(edit.score)}`];
   if (typeof edit.similarity === "number") numbers.push(`similarity ${number(edit.similarity)}`);
   return make(
-    "li",
-    behind ? { class: "behind" } : {},
+    tag,
+    role ? { class: "behind" } : {},
     make("p", { class: "what" }, edit.prompt, make("span", { class: "arrow" }, " → "), make("strong", {}, edit.target)),
-    make("p", { class: "muted meta" }, behind ? make("span", { class: "badge on" }, "the edit behind it") : null,
+    make("p", { class: "muted meta" }, role ? make("span", { class: "badge" }, role) : null,
       make("span", {}, numbers.join(" · ")), find),
   );
 }

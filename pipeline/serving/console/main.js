@@ -13,21 +13,22 @@ $("door-form").addEventListener("submit", (event) => {
 document.addEventListener("release", () => {
   describeModel();
   part("releases", loadReleases());
+  lookSoon(); // statuses change with it
 });
 document.addEventListener("visibilitychange", () => document.hidden || look());
 
 async function enter() {
   openDoor();
   if (key !== null) $("question").focus();
-  describeModel();
-  part("releases", loadReleases());
+  release = -1; // whatever answers first says so
   await look();
 }
 
 async function describeModel() {
   try {
     const { data: [model] } = await call("/v1/models");
-    $("model").textContent = `${model.wiseline.base_model} · release ${model.wiseline.release}`;
+    const name = model.wiseline.base_model.split("/").slice(-2).join("/"); // of a hub name all, of a path the end
+    $("model").textContent = `${name} · release ${model.wiseline.release}`;
   } catch {
     $("model").textContent = ""; // the parts below say what is wrong
   }
@@ -55,6 +56,7 @@ async function look() {
   $("trouble").textContent = silent ? "The endpoint does not answer. Trying again." : "";
   const again = said.some((error) => error && (error.status === 0 || error.status === 429 || error.status >= 500));
   pause = again ? Math.min(2 * pause, LATEST) : running || Date.now() - newestAct < RECENT ? SOON : LATER;
+  clearTimeout(timer);
   timer = setTimeout(look, pause);
 }
 

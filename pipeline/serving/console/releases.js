@@ -29,10 +29,9 @@ function drawRelease(one) {
 }
 
 function drawScores(scores) {
-  const shown = Object.entries(scores).filter(([name]) => SHOWN_SCORES.includes(name));
   const list = make("dl", { class: "scores" });
-  for (const [name, score] of shown) {
-    const bar = make("i");
+  for (const name of SHOWN_SCORES.filter((name) => name in scores)) {
+    const score = scores[name], bar = make("i");
     bar.style.width = `${100 * Math.max(0, Math.min(1, score))}%`;
     list.append(make("div", {}, make("dt", {}, name), make("dd", {}, make("span", { class: "bar", "aria-hidden": "true" }, bar), score.toFixed(3))));
   }
