@@ -1,7 +1,7 @@
 """Pictures of the console for the docs: `python -m tests.integration.console_screenshots http://127.0.0.1:8000`.
 
-They are of a real endpoint, with whatever is in its store. Those in docs/ show the demo's release after a rollback, with
-one edit posted since, beside a round that had extracted its shards when it was stopped.
+They are of a real endpoint, with whatever is in its store. Those in docs/ show the demo's release after a rollback,
+with one edit posted since, beside a round that had extracted its shards when it was stopped.
 """
 
 import sys
