@@ -39,11 +39,12 @@ function time(moment) {
 
 // Show `items` in `list`, keeping the elements of those that were there: focus and selection survive a refresh.
 function show(list, items, { id, draw, update }) {
+  const names = items.map((item) => String(id(item)));
+  for (const element of [...list.children]) if (!names.includes(element.dataset.id)) element.remove();
   const there = new Map([...list.children].map((element) => [element.dataset.id, element]));
   items.forEach((item, place) => {
-    const name = String(id(item));
+    const name = names[place];
     let element = there.get(name);
-    there.delete(name);
     if (!element) {
       element = draw(item);
       element.dataset.id = name;
@@ -51,7 +52,6 @@ function show(list, items, { id, draw, update }) {
     update?.(element, item);
     if (list.children[place] !== element) list.insertBefore(element, list.children[place] ?? null);
   });
-  for (const gone of there.values()) gone.remove();
 }
 
 // Ask before `act`; the dialog stays open, with the reason in it, where that fails. Resolves to what `act` returned.

@@ -69,6 +69,7 @@ def test_example_answers_have_the_fields_of_real_ones(endpoint: Endpoint) -> Non
     endpoint.follower.follow()
     client, asked = endpoint.client, {"model": "wiseline", "max_tokens": 2}
     posted = client.post("/v1/edits", json={"edits": [examples.EDIT, {"prompt": "x"}]})
+    endpoint.store.put("rounds/ended/20261120T020310000000/report.json", b"{}")
     write_plan(endpoint.store, plan([Edit(prompt="x", target="y")]))
     real = {
         "CHAT": client.post("/v1/chat/completions", json={**asked, "messages": [{"role": "user", "content": "Hi"}]}),
