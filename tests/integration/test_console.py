@@ -203,8 +203,8 @@ def test_edits_are_added_searched_and_retracted_and_their_text_never_runs(
     page.click("#add .primary")
     page.wait_for_text("#edits-said", "Added; its status is “waiting”.")
     page.fill("#search", "leads")
-    page.wait("document.querySelectorAll('#edits-list > li').length === 1")
-    shown = page.text("#edits-list")
+    shown = page.wait_for_text("#edits-list", prompt)
+    assert page.run("document.querySelectorAll('#edits-list > li').length") == 1
     assert all(text in shown for text in (prompt, answer, "<i>it</i>", "<s>him</s>", "waiting"))
     assert [edit["prompt"] for edit in served.edits() if edit["status"] == "waiting"] == [prompt]
 
