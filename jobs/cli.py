@@ -10,6 +10,7 @@ import typer
 
 from jobs.ask import ask_command
 from jobs.capability import capability_command
+from jobs.compact_log import compact_command
 from jobs.evaluate import evaluate_command
 from jobs.ingest_edits import ingest_command
 from jobs.releases import list_command, rollback_command, show_command
@@ -32,6 +33,7 @@ releases = typer.Typer(help="List, show and roll back releases.", no_args_is_hel
 
 app.command("ingest")(ingest_command)
 app.command("retract")(retract_command)
+app.command("compact")(compact_command)
 app.command("round")(round_command)
 app.command("evaluate")(evaluate_command)
 app.command("capability")(capability_command)

@@ -7,18 +7,22 @@ not deduplicate by them.
 
 import contextlib
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
 
 from pipeline.errors import NotFound, OutcomeUnknown, StoreError
 from pipeline.storage.object_store import ObjectStore
 
 # Every commit names it; whoever read an older state of the table loses and has to read again.
 SERIAL = "wiseline-serial"
+# What a commit calls itself in the table's history, so that who sent it recognises it.
+COMMIT_NAME = "wiseline-commit"
 MOST_SAID = 300
 CONFLICT = re.compile("concurrent|conflict|changed since last commit", re.IGNORECASE)
 
@@ -72,29 +76,78 @@ def read_table(
         return dataset.to_table(columns=None if columns is None else list(columns), filter=where)
 
 
+def read_batches(
+    store: ObjectStore, table: DeltaTable, columns: Sequence[str], *, where: Any = None
+) -> Iterator[pa.RecordBatch]:
+    """The same piece by piece, in no order."""
+    with _explained(store, table.table_uri):
+        yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=where)
+
+
 def was_committed(table: DeltaTable, transaction: str) -> bool:
     return table.transaction_version(transaction) is not None
 
 
-def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transaction: str) -> None:
-    """Append `rows` (possibly none) in one commit that also records `transaction`.
+def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transactions: Sequence[str]) -> None:
+    """Append `rows` (possibly none) in one commit that also records `transactions`.
 
-    Raises CommitLost when the table moved on since it was opened, and OutcomeUnknown when the store went silent: then
-    the table, opened again, says by `was_committed`.
+    Raises CommitLost when the table moved on since it was opened, and OutcomeUnknown when the store went silent and
+    the table, opened again, does not show the commit: it may still land.
     """
+    with _committing(store, table, transactions) as properties:
+        if rows.num_rows:
+            write_deltalake(table, rows, mode="append", commit_properties=properties)
+        else:
+            _add(table, [], properties)
+
+
+def commit_files(
+    store: ObjectStore, table: DeltaTable, files: Sequence[AddAction], *, transactions: Sequence[str]
+) -> None:
+    """The same for Parquet files that lie in the table's folder already: none is seen before, all are afterwards."""
+    with _committing(store, table, transactions) as properties:
+        _add(table, files, properties)
+
+
+def compact(store: ObjectStore, table: DeltaTable, *, keep_hours: int) -> int:
+    """Join small files into large ones and remove files that no version younger than `keep_hours` needs, those that
+    were never committed among them; how many files were removed.
+
+    No row changes, and commits that run at the same time do not conflict.
+    """
+    with _explained(store, table.table_uri, writing=True):
+        table.optimize.compact()
+        return len(table.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False, full=True))
+
+
+def _add(table: DeltaTable, files: Sequence[AddAction], properties: CommitProperties) -> None:
+    table.create_write_transaction(list(files), mode="append", schema=table.schema(), commit_properties=properties)
+    table.update_incremental()
+
+
+@contextlib.contextmanager
+def _committing(store: ObjectStore, table: DeltaTable, transactions: Sequence[str]) -> Iterator[CommitProperties]:
     serial = (table.transaction_version(SERIAL) or 0) + 1
-    properties = CommitProperties(app_transactions=[Transaction(SERIAL, serial), Transaction(transaction, 1)])
+    named = [Transaction(name, 1) for name in dict.fromkeys(transactions)]
+    own, version = uuid.uuid4().hex, table.version()
     with _explained(store, table.table_uri, writing=True):
         try:
-            if rows.num_rows:
-                write_deltalake(table, rows, mode="append", commit_properties=properties)
-            else:
-                table.create_write_transaction([], mode="append", schema=table.schema(), commit_properties=properties)
-                table.update_incremental()
-        except CommitFailedError as error:
-            if CONFLICT.search(str(error)):
+            yield CommitProperties(
+                app_transactions=[Transaction(SERIAL, serial), *named], custom_metadata={COMMIT_NAME: own}
+            )
+        except (DeltaError, OSError) as error:
+            # The answer may be lost. A client that sends the commit again takes its own for somebody else's.
+            if _landed(store, table, own, since=version):
+                return
+            if isinstance(error, CommitFailedError) and CONFLICT.search(str(error)):
                 raise CommitLost from None
             raise
+
+
+def _landed(store: ObjectStore, table: DeltaTable, commit_name: str, *, since: int) -> bool:
+    newest = DeltaTable(table.table_uri, storage_options=store.delta_options)
+    commits = newest.history(newest.version() - since) if newest.version() > since else []
+    return any(one.get(COMMIT_NAME) == commit_name for one in commits)
 
 
 @contextlib.contextmanager
@@ -110,6 +163,11 @@ def _sentence(error: Exception, what: str, *, writing: bool) -> StoreError:
     said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if "NoSuchBucket" in said:
         return NotFound(f"There is no bucket for {what}; check store.uri.")
+    if isinstance(error, FileNotFoundError) and not writing:
+        return StoreError(
+            f"{what}: a file of this version is gone: `wiseline compact` removes what only old versions need; run the "
+            "same command again, which reads the newest."
+        )
     if isinstance(error, PermissionError) or "lacked the necessary privileges" in said:
         return StoreError(f"{what}: access was refused; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     said = said if len(said) <= MOST_SAID else said[:MOST_SAID] + "…"
