@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -14,6 +15,7 @@ from jobs.serve import url_of
 from pipeline.config import Config, load_config
 from pipeline.errors import EndpointError
 
+KEY_VARIABLE = "WISELINE_API_KEY"
 TIMEOUT_SECONDS = 600  # a long answer of a large model on CPU
 
 
@@ -29,7 +31,8 @@ def ask_command(
 ) -> None:
     """Ask the endpoint one question.
 
-    Prints the answer, and which release and memory gave it.
+    Prints the answer, and which release and memory gave it. An endpoint that asks for a key
+    gets the one in WISELINE_API_KEY.
     """
     settings = load_config(config, overrides=set_ or ())
     body: dict[str, Any] = {"model": "wiseline", "explain": explain}
@@ -51,7 +54,10 @@ def ask_endpoint(url: str, body: dict[str, Any]) -> dict[str, Any]:
     address = url.rstrip("/").removesuffix("/v1") + path
     if not address.startswith(("http://", "https://")):
         raise EndpointError(f"{url} is not the address of an endpoint; it begins with http:// or https://.")
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get(KEY_VARIABLE):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             answer = json.load(response)

@@ -12,7 +12,10 @@ from jobs.ask import ask_command
 from jobs.capability import capability_command
 from jobs.compact_log import compact_command
 from jobs.evaluate import evaluate_command
+from jobs.export import export_command
 from jobs.ingest_edits import ingest_command
+from jobs.keys import create_command, revoke_command
+from jobs.keys import list_command as list_keys_command
 from jobs.releases import list_command, rollback_command, show_command
 from jobs.retract_edits import retract_command
 from jobs.run_round import round_command
@@ -31,6 +34,8 @@ app = typer.Typer(
 )
 releases = typer.Typer(help="List, show and roll back releases.", no_args_is_help=True)
 
+api_keys = typer.Typer(help="Make, list and revoke the endpoint's API keys.", no_args_is_help=True)
+
 app.command("ingest")(ingest_command)
 app.command("retract")(retract_command)
 app.command("compact")(compact_command)
@@ -39,11 +44,16 @@ app.command("evaluate")(evaluate_command)
 app.command("capability")(capability_command)
 app.command("serve")(serve_command)
 app.command("ask")(ask_command)
+app.command("export")(export_command)
 app.command("status")(status_command)
 app.add_typer(releases, name="releases")
 releases.command("list")(list_command)
 releases.command("show")(show_command)
 releases.command("rollback")(rollback_command)
+app.add_typer(api_keys, name="keys")
+api_keys.command("create")(create_command)
+api_keys.command("list")(list_keys_command)
+api_keys.command("revoke")(revoke_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ NumberArgument = Annotated[int, typer.Argument(help="Number of the release.", mi
 
 def list_command(config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False) -> None:
     """List every release, newest first. The first one is the head, which endpoints serve."""
-    from pipeline.storage.releases import list_releases
+    from pipeline.storage.releases import describe, list_releases
 
     store = _store(config, set_)
     newest_first = list_releases(store)[::-1]
@@ -41,14 +41,14 @@ def list_command(config: ConfigOption = None, set_: SetOption = None, json_line:
             )
         Console(markup=False).print(table)
     if json_line:
-        print_json({"releases": [_as_json(store, release) for release in newest_first]})
+        print_json({"releases": [describe(store, release) for release in newest_first]})
 
 
 def show_command(
     number: NumberArgument, config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False
 ) -> None:
     """Show what one release holds and how it was measured."""
-    from pipeline.storage.releases import read_release
+    from pipeline.storage.releases import describe, read_release
 
     store = _store(config, set_)
     release = read_release(store, number)
@@ -57,7 +57,7 @@ def show_command(
         grid.add_row(name, value)
     Console(markup=False).print(grid)
     if json_line:
-        print_json(_as_json(store, release))
+        print_json(describe(store, release))
 
 
 def rollback_command(
@@ -67,13 +67,13 @@ def rollback_command(
 
     Nothing is deleted; endpoints follow within seconds, and rolling back can itself be rolled back.
     """
-    from pipeline.storage.releases import rollback
+    from pipeline.storage.releases import describe, rollback
 
     store = _store(config, set_, probe=True)
     restored = rollback(store, number)
     typer.echo(f"Release {restored.number} is the new head; it holds what release {number} holds.")
     if json_line:
-        print_json(_as_json(store, restored))
+        print_json(describe(store, restored))
 
 
 def published(store: "ObjectStore", release: "Release") -> str:
@@ -105,10 +105,6 @@ def _rows(store: "ObjectStore", release: "Release") -> list[tuple[str, str]]:
     if release.restores is not None:
         rows.append(("restores", f"release {release.restores}"))
     return rows + [(name.replace("_", " "), f"{score:.3f}") for name, score in release.scores.items()]
-
-
-def _as_json(store: "ObjectStore", release: "Release") -> dict[str, Any]:
-    return {**release.model_dump(mode="json"), "published": _moment(store, release).isoformat()}
 
 
 def _moment(store: "ObjectStore", release: "Release") -> datetime:

@@ -15,6 +15,8 @@ from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from pipeline.config import Config, ServeSection, load_config
 from pipeline.errors import EndpointError
 
+PATIENCE = 10  # seconds beside serve.drain_seconds, for the replicas to be asked
+
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
 
@@ -36,36 +38,45 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
         if json_line:
             print_json({"url": url})
         stopped.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):  # asked a second time, it does not wait for running answers
+            signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
 def running_endpoint(config: Config) -> Iterator[str]:
     """The endpoint's address, once it answers; the endpoint is gone when the block ends, however it ends.
 
-    Raises EndpointError when the port is taken or no replica starts, with the reason in the sentence.
+    Raises EndpointError when the port is taken or no replica starts, with the reason in the sentence, and ConfigError
+    where other machines could reach an endpoint that asks for no keys.
     """
     import ray
     from ray import serve
+    from ray.serve.context import _get_global_client
 
     from pipeline.actors.cluster import connect
+    from pipeline.serving.access import refuse_open_door
     from pipeline.serving.deployment import APP_NAME
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     section = config.serve
+    refuse_open_door(section, host=section.host)
     ours = not ray.is_initialized()
     alone = ours and not (config.resources.ray_address or os.environ.get("RAY_ADDRESS"))
     port = free_port(section) if alone else section.port  # before Ray: a taken port is known at once
     connect(config.resources)
     serve_was_there = not alone and bool(serve.status().proxies)
     try:
+        if serve_was_there:  # it listens where it was told to, not where our config says
+            refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
         if not alone and not serve_was_there:
             port = free_port(section)
         serve.start(http_options={"host": section.host, "port": port})
         try:
             _deploy(config)
             yield url_of(section, port)
+            _drain(section)  # not after an error: it cannot wait
         finally:
-            serve.delete(APP_NAME)  # answers that have begun are finished first
+            serve.delete(APP_NAME)
             if not alone and not serve_was_there:  # a Ray of our own takes Serve with it
                 serve.shutdown()
     finally:
@@ -85,6 +96,22 @@ def _deploy(config: Config) -> None:
         serve.run(application(config, gpus_per_replica=gpus), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:
         raise EndpointError(_why_not_started(serve.status(), APP_NAME, error)) from None
+
+
+def _drain(section: ServeSection) -> None:
+    """Every replica ends the answers that have begun; new requests get a 503 instead of a connection that breaks."""
+    from ray import serve
+
+    from pipeline.serving.deployment import APP_NAME
+
+    replicas = serve.get_deployment_handle(APP_NAME, APP_NAME)
+    try:
+        finished = replicas.broadcast("drain").results(timeout_s=section.drain_seconds + PATIENCE)
+    except Exception as error:  # a replica that died has no answers left to end
+        typer.echo(f"Not every replica could end its answers ({type(error).__name__}).", err=True)
+        return
+    if not all(finished):
+        typer.echo(f"Answers that took longer than {section.drain_seconds:g} s were cut.", err=True)
 
 
 def url_of(section: ServeSection, port: int) -> str:

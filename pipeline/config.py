@@ -175,10 +175,30 @@ class ServeSection(Section):
     gpus_per_replica: NonNegativeFloat | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0; a fraction leaves room for rounds on one GPU"
     )
-    max_batch_requests: int = Field(16, gt=0)
-    batch_window_seconds: float = Field(0.005, ge=0)
+    max_batch_requests: int = Field(64, gt=0, description="most answers that are written at once")
+    max_batch_tokens: int = Field(
+        512, gt=0, description="most tokens one step reads; longer prompts are read in pieces, beside running answers"
+    )
+    cache_gib: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="keys and values of running answers; auto: whole contexts, in a quarter of what is free"
+    )
     max_queued_requests: int = Field(256, gt=0)
     max_new_tokens: int = Field(256, gt=0, description="most tokens one answer may have")
+    max_prompt_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="longest prompt that is read; auto: what the model's context holds"
+    )
+    keys_file: str | None = Field(
+        None,
+        description="API keys (`wiseline keys create`); without it whoever reaches the port may do everything",
+    )
+    first_token_seconds: float = Field(60.0, gt=0, description="an answer that has not begun by then is given up (503)")
+    next_token_seconds: float = Field(
+        60.0, gt=0, description="so is one that has stood still for so long; its whole length has no limit"
+    )
+    min_release_seconds: float = Field(
+        10.0, ge=0, description="how long a request waits for the release that its x-wiseline-min-release names"
+    )
+    drain_seconds: float = Field(60.0, ge=0, description="how long answers that have begun may take after a stop")
     poll_seconds: float = Field(1.0, gt=0, description="how often a replica looks for a newer release")
     device_memory_gib: PositiveFloat | Literal["auto"] = Field(
         "auto", description="room for side memories on the GPU, others wait in host memory; auto: half of what is free"
@@ -244,9 +264,11 @@ def _validated(tree: Tree, overrides: Sequence[str]) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Actors do not run in the folder a command was started in."""
-    model, store = config.model, config.store
+    model, store, serve = config.model, config.store, config.serve
     if Path(model.path).is_dir():
         model = model.model_copy(update={"path": str(Path(model.path).resolve())})
     if "://" not in store.uri:
         store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
-    return config.model_copy(update={"model": model, "store": store})
+    if serve.keys_file is not None:
+        serve = serve.model_copy(update={"keys_file": str(Path(serve.keys_file).expanduser().resolve())})
+    return config.model_copy(update={"model": model, "store": store, "serve": serve})

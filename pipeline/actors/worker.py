@@ -20,7 +20,7 @@ from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.activations import Activations
 from pipeline.training.candidate import Candidate, FittedRouter, assemble, route
-from pipeline.training.contexts import generate_texts
+from pipeline.training.contexts import stored_texts
 from pipeline.training.edit_stream import EditStream
 from pipeline.training.fit import Progress
 from pipeline.training.memory import merge_memory, polish_memory
@@ -55,7 +55,7 @@ class Worker:
     @cached_property
     def _texts(self) -> list[str]:
         training = self._config.training
-        return generate_texts(self._base, tokens=training.prefix_tokens, seed=training.seed)
+        return stored_texts(self._base, self._store, tokens=training.prefix_tokens, seed=training.seed)
 
     def ready(self) -> None:
         """Answers when the actor has a place in the cluster."""

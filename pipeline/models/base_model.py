@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,12 +157,12 @@ def model_folder(section: ModelSection) -> Path:
         ) from None
 
 
-def fingerprint(folder: Path) -> str:
-    """Identity of the base model: every byte of config and tokenizer, and of each weight file its size, its header and
-    the first, middle and last bytes of every tensor. A fine-tuned, edited or re-quantised model differs there; 140 GB
-    need not be read."""
+def fingerprint(folder: Path, *, files: Sequence[str] = IDENTIFYING_FILES) -> str:
+    """Identity of the base model: every byte of config and tokenizer (`files`), and of each weight file its size, its
+    header and the first, middle and last bytes of every tensor. A fine-tuned, edited or re-quantised model differs
+    there; 140 GB need not be read."""
     digest = hashlib.sha256()
-    for name in IDENTIFYING_FILES:
+    for name in files:
         if (folder / name).exists():
             digest.update(name.encode() + (folder / name).read_bytes())
     weights = sorted(folder.glob("*.safetensors"))

@@ -6,7 +6,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease
@@ -17,24 +23,32 @@ LEAST_TEMPERATURE = 1e-4  # below it sampling is greedy anyway, and dividing log
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """`text` is what the router's text signals read; temperature 0 is greedy."""
+    """`text` is what the router's text signals read; temperature 0 is greedy; `top_k` 0 keeps every token. `logprobs`:
+    how many of the likeliest tokens to report beside the chosen one, at every step; None: nothing."""
 
     prompt_ids: tuple[int, ...]
     text: str
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     seed: int | None = None
     routed: bool = True
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class Token:
-    """One step of one request. The end-of-sequence token arrives with finish "stop" and is not to be shown."""
+    """One step of one request. The end-of-sequence token arrives with finish "stop" and is not to be shown.
+
+    `logprob` and `top` (token id and log-probability, the likeliest first; natural logarithms) are of the answering
+    memory's own distribution, before temperature, top_k and top_p; only where the request asked for them."""
 
     request: int
     token_id: int
     finish: Literal["stop", "length"] | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Generation:
@@ -58,7 +72,7 @@ class Generation:
         self._rows = list(range(len(requests)))  # requests still running, in batch order
         self._left = [request.max_new_tokens for request in requests]
         self._cancelled: set[int] = set()
-        self._choosers = [_chooser(request, base.device) for request in requests]
+        self._choosers = [chooser(request, base.device) for request in requests]
         self._ids_BT, self._mask_BS = _left_padded(base, requests)
 
     @property
@@ -89,7 +103,8 @@ class Generation:
                 finish = "stop"
             elif self._left[request] <= 0:
                 finish = "length"
-            tokens.append(Token(request=request, token_id=token_id, finish=finish))
+            logprob, top = logprobs_of(logits_BV[row], token_id, self._requests[request].logprobs)
+            tokens.append(Token(request=request, token_id=token_id, finish=finish, logprob=logprob, top=top))
         self._go_on_with([token for token in tokens if token.finish is None])
         return tokens
 
@@ -145,6 +160,17 @@ def generate(
     return answers, decisions
 
 
+def logprobs_of(
+    logits_V: Tensor, token_id: int, alternatives: int | None
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """The chosen token's log-probability, and the likeliest tokens with theirs; nothing if `alternatives` is None."""
+    if alternatives is None:
+        return None, ()
+    logprobs_V = logits_V.float().log_softmax(dim=-1)
+    values, ids = logprobs_V.topk(min(alternatives, len(logprobs_V)))
+    return float(logprobs_V[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+
+
 def _left_padded(base: BaseModel, requests: Sequence[GenerationRequest]) -> tuple[Tensor, Tensor]:
     longest = max(len(request.prompt_ids) for request in requests)
     ids_BT = torch.full((len(requests), longest), base.tokenizer.pad_token_id)
@@ -155,11 +181,13 @@ def _left_padded(base: BaseModel, requests: Sequence[GenerationRequest]) -> tupl
     return ids_BT.to(base.device), mask_BT.to(base.device)
 
 
-def _chooser(request: GenerationRequest, device: torch.device) -> Callable[[Tensor], int]:
+def chooser(request: GenerationRequest, device: torch.device) -> Callable[[Tensor], int]:
     """Picks the next token of one request: greedy, or sampled from its own seeded generator."""
     if request.temperature < LEAST_TEMPERATURE:
         return lambda logits_V: int(logits_V.argmax())
     warp = LogitsProcessorList([TemperatureLogitsWarper(request.temperature)])
+    if request.top_k > 0:
+        warp.append(TopKLogitsWarper(request.top_k))
     if request.top_p < 1:
         warp.append(TopPLogitsWarper(request.top_p))
     generator = torch.Generator(device=device)

@@ -54,11 +54,7 @@ def load_release(
     Raises ModelChanged when it was made for another base model or layer, CorruptObject when an object differs from the
     manifest's checksum, ConfigError when its router needs a sentence encoder that is not the one here.
     """
-    if (release.model_fingerprint, release.layer) != (base.fingerprint, base.layer):
-        raise ModelChanged(
-            f"Release {release.number} was made for another base model (fingerprint {release.model_fingerprint}, layer "
-            f"{release.layer}; this one is {base.fingerprint}, layer {base.layer}); run a round with this model first."
-        )
+    check_made_for(release, base.fingerprint, base.layer)
     cache = memories or MemoryCache(base)
     router = decode_router(store.read(release.router.path, sha256=release.router.sha256), device=base.layer_device)
     entries = decode_bank(store.read(release.bank.path, sha256=release.bank.sha256))
@@ -77,6 +73,15 @@ def load_release(
         whole_prompt=release.whole_prompt,
         encoder=demanded_encoder(router.encoder) if router.encoder else None,
     )
+
+
+def check_made_for(release: Release, fingerprint: str, layer: int) -> None:
+    """Raises ModelChanged when the release was made for another base model or layer."""
+    if (release.model_fingerprint, release.layer) != (fingerprint, layer):
+        raise ModelChanged(
+            f"Release {release.number} was made for another base model (fingerprint {release.model_fingerprint}, layer "
+            f"{release.layer}; this one is {fingerprint}, layer {layer}); run a round with this model first."
+        )
 
 
 def encode_router(router: Router) -> bytes:

@@ -36,6 +36,7 @@ class Decision:
     similarity: float = 0.0  # cosine of whitened states, -1 to 1
     score: float = 0.0  # logit of the scope scorer, or Δ_act
     threshold: float = 0.0  # the score must exceed it
+    runners_up: tuple[tuple[str, float, float], ...] = ()  # the edits after the nearest: id, score, similarity
 
 
 @dataclass
@@ -185,6 +186,9 @@ def decide(
             similarity=match.cosine,
             score=match.score,
             threshold=router.threshold,
+            runners_up=tuple(
+                (release.entries[entry].edit_id, score, cosine) for entry, score, cosine in match.runners_up
+            ),
         )
         decisions.append((decision if allowed else Decision(), match.entry))
     return decisions

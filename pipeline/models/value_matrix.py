@@ -48,12 +48,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def architecture(config: PretrainedConfig) -> Architecture:
     """Row of the table. Raises UnsupportedModel naming what is supported."""
-    row = ARCHITECTURES.get(config.model_type)
+    model_type = getattr(config, "base_model_type", config.model_type)  # an exported model says what it is made of
+    row = ARCHITECTURES.get(model_type)
     if row is None:
         raise UnsupportedModel(
-            f"Models of type {config.model_type!r} are not supported; supported are {', '.join(ARCHITECTURES)}."
+            f"Models of type {model_type!r} are not supported; supported are {', '.join(ARCHITECTURES)}."
         )
-    if config.model_type == "opt" and not config.do_layer_norm_before:
+    if model_type == "opt" and not config.do_layer_norm_before:
         raise UnsupportedModel("OPT with layer norm after the FFN (opt-350m) is not supported; other OPT sizes are.")
     return row
 
@@ -70,6 +71,12 @@ def resolve_layer(config: PretrainedConfig, layer: int | Literal["auto"]) -> int
 
 def block(model: PreTrainedModel, layer: int) -> nn.Module:
     return model.get_submodule(architecture(model.config).blocks)[layer]  # type: ignore[no-any-return]
+
+
+def value_path(config: PretrainedConfig, layer: int) -> str:
+    """Name of the module that holds W_v of `layer`."""
+    row = architecture(config)
+    return f"{row.blocks}.{layer}.{row.value}"
 
 
 def value_module(model: PreTrainedModel, layer: int) -> nn.Module:

@@ -11,6 +11,7 @@ from pipeline.errors import EndpointError
 from pipeline.models.base_model import load_base_model
 from pipeline.models.side_memories import MemoryCache
 from pipeline.serving.app import build_app
+from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import ReleaseFollower
 from pipeline.storage.object_store import open_store
@@ -18,6 +19,8 @@ from pipeline.storage.object_store import open_store
 APP_NAME = "wiseline"
 # Room beside the answers themselves for health checks, model lists and the requests that are told to come back later.
 SPARE_REQUESTS = 64
+# For an idle replica to end after its last answer.
+CLOSING_SECONDS = 20
 # A model that does not load will not load the twentieth time (Serve's default) either.
 CONSTRUCTOR_RETRIES = 1
 
@@ -41,8 +44,14 @@ class Endpoint:
             memories=MemoryCache(base, device_gib=config.serve.device_memory_gib),
         )
 
+        self._drain = Drain()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._config, self._engine, self._follower)
+        return build_app(self._config, self._engine, self._follower, drain=self._drain)
+
+    async def drain(self) -> bool:
+        """Refuse new requests and wait for those that have begun; False when `serve.drain_seconds` were not enough."""
+        return await self._drain.finish(seconds=self._config.serve.drain_seconds)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose engine has died; a follower in trouble keeps its release and stays."""
@@ -59,6 +68,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         num_replicas=section.replicas,
         max_ongoing_requests=section.max_queued_requests + section.max_batch_requests + SPARE_REQUESTS,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
     )
     return deployment.bind(config)

@@ -1,22 +1,27 @@
-"""One thread owns the model: it takes waiting jobs as a batch, answers them token by token, and takes the next.
+"""One thread owns the model: it lets waiting prompts in as others finish, and answers all of them a token at a time.
 
-A job is one HTTP request; all its prompts are answered in one batch, so by one release. A batch takes one reference to
-the current release at its start and keeps it: a swap never changes an answer that has begun.
+A job is one HTTP request. It takes one reference to the current release when its first prompt is let in, and all its
+prompts keep it to their last token: a swap never changes an answer that has begun. How steps are made is the backend's.
 """
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from pipeline.config import ServeSection
 from pipeline.errors import EndpointError
 from pipeline.models.base_model import BaseModel
-from pipeline.models.generate import Generation, GenerationRequest, Token
+from pipeline.models.generate import GenerationRequest, Token
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
+from pipeline.serving.backend import backend_for
+from pipeline.serving.logprobs import SaidToken
 from pipeline.serving.openai_responses import Choice
 from pipeline.serving.text_stream import TextStream
 
@@ -32,7 +37,7 @@ class EngineStopped(EndpointError):
 
 
 class GenerationFailed(EndpointError):
-    """The model raised on this batch. The engine goes on with the next one."""
+    """The model raised while it answered this. The engine goes on with other requests."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,16 @@ class Job:
 
     def __init__(self, requests: Sequence[GenerationRequest], *, stop: Sequence[str], strip_start: bool) -> None:
         self.requests, self.stop, self.strip_start = tuple(requests), tuple(stop), strip_start
-        self.cancelled = False
+        self.cancelled, self.begun = False, False
+        self.heard = time.monotonic()  # when the last token came; it need not have been one that shows
+        self.release: LoadedRelease | None = None
+        self._decisions: dict[int, Decision] = {}
+        self._held: list[Choice] = []  # text of some prompts, while others have none
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Started | Choice | EndpointError] = asyncio.Queue()
 
     async def started(self) -> Started:
-        """Waits for the first token. Raises GenerationFailed or EngineStopped."""
+        """Waits for the first token of every prompt. Raises GenerationFailed or EngineStopped."""
         event = await self._next()
         assert isinstance(event, Started)
         return event
@@ -71,8 +80,26 @@ class Job:
         """Nobody reads the answer any more; the engine drops it at its next step."""
         self.cancelled = True
 
-    def send(self, event: Started | Choice | EndpointError) -> None:
-        """For the engine's thread only."""
+    def begin(self, release: LoadedRelease | None) -> None:
+        """For the engine's thread only, as what follows. All prompts of a job are answered by one release."""
+        if not self.begun:
+            self.begun, self.release = True, release
+
+    def decide(self, index: int, decision: Decision) -> None:
+        self._decisions[index] = decision
+        if len(self._decisions) == len(self.requests):
+            self._post(Started(self.release, tuple(self._decisions[index] for index in range(len(self.requests)))))
+            for piece in self._held:
+                self._post(piece)
+            self._held.clear()
+
+    def send(self, event: Choice | EndpointError) -> None:
+        if isinstance(event, Choice) and len(self._decisions) < len(self.requests):
+            self._held.append(event)
+        else:
+            self._post(event)
+
+    def _post(self, event: Started | Choice | EndpointError) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the event loop is closed, so nobody is left to read
@@ -86,13 +113,17 @@ class Job:
 
 
 class Engine:
-    """Until the first `swap` the base model answers."""
+    """Until the first `swap` the base model answers. Raises ConfigError when the model's cache does not fit."""
 
     def __init__(self, base: BaseModel, section: ServeSection) -> None:
         self.base = base
         self.release: LoadedRelease | None = None
         self._section = section
-        self._waiting: deque[Job] = deque()
+        self._backend = backend_for(base, section)
+        self._waiting: deque[tuple[Job, int]] = deque()  # a job and which of its prompts
+        self._running: dict[int, _Answer] = {}
+        self._entering: list[int] = []  # running ones that the backend does not know yet
+        self._keys = count()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="wiseline-engine", daemon=True)
@@ -102,14 +133,14 @@ class Engine:
         return self._thread.is_alive() and not self._closing
 
     def swap(self, release: LoadedRelease) -> None:
-        """`release` answers from the next batch on."""
+        """`release` answers the jobs that begin from now on."""
         self.release = release
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Finishes the running batch; whatever still waits fails with EngineStopped."""
+        """Finishes the jobs that have begun; whatever still waits fails with EngineStopped."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -119,96 +150,121 @@ class Engine:
         self, requests: Sequence[GenerationRequest], *, stop: Sequence[str] = (), strip_start: bool = False
     ) -> Job:
         """Queue the prompts of one HTTP request. Raises QueueFull or EngineStopped, and has then queued nothing."""
-        assert 0 < len(requests) <= self._section.max_batch_requests
+        assert requests
         job = Job(requests, stop=stop, strip_start=strip_start)
         with self._changed:
             if not self.alive:
                 raise EngineStopped("The engine of this replica has stopped; ask again, another replica may answer.")
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
-            if _prompts(self._waiting) + len(requests) > self._section.max_queued_requests:
-                raise QueueFull(f"{_prompts(self._waiting)} prompts are already waiting; ask again in a moment.")
-            self._waiting.append(job)
+            self._waiting = deque((waiting, index) for waiting, index in self._waiting if not waiting.cancelled)
+            if len(self._waiting) + len(requests) > self._section.max_queued_requests:
+                raise QueueFull(f"{len(self._waiting)} prompts are already waiting; ask again in a moment.")
+            self._waiting.extend((job, index) for index in range(len(requests)))
             self._changed.notify()
         return job
 
     def _run(self) -> None:
         try:
-            while (jobs := self._next_batch()) is not None:
+            while self._admit():
                 try:
-                    self._answer(jobs)
+                    self._step()
                 except BaseException as error:
-                    log.exception("A batch of %d prompts failed.", _prompts(jobs))
-                    failure = f"The model failed on this batch ({type(error).__name__}); it is safe to ask again."
-                    for job in jobs:
-                        job.send(GenerationFailed(failure))
+                    self._fail_running(error)
                     if not isinstance(error, Exception):  # SystemExit and the like end this thread
                         raise
         finally:
             with self._changed:
                 self._closing = True
-                for job in self._waiting:
+                for job in {job: None for job, _ in self._waiting}:
                     job.send(EngineStopped("The engine of this replica stopped before it came to this request."))
+            del self._backend  # its cache is freed here, and not while the interpreter ends
 
-    def _next_batch(self) -> list[Job] | None:
-        """Waits for a job, then a moment longer for others; None when closing."""
+    def _admit(self) -> bool:
+        """Waits for something to do, and lets in what waits while there is room; False when closing and all is done.
+
+        When closing, only prompts of jobs that have begun are let in."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            self._changed.wait_for(self._is_full_or_closing, timeout=self._section.batch_window_seconds)
-            if self._closing:
-                return None
-            jobs: list[Job] = []
-            while self._waiting and _prompts([*jobs, self._waiting[0]]) <= self._section.max_batch_requests:
-                jobs.append(self._waiting.popleft())
-            return jobs
+            self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
+            while self._waiting and len(self._running) < self._section.max_batch_requests:
+                if self._closing and not self._waiting[0][0].begun:
+                    break
+                job, index = self._waiting.popleft()
+                if not job.cancelled:
+                    job.begin(self.release)
+                    key = next(self._keys)
+                    self._running[key] = _Answer(self.base, job, index)
+                    self._entering.append(key)
+            return bool(self._running) or not self._closing
 
-    def _is_full_or_closing(self) -> bool:
-        return self._closing or _prompts(self._waiting) >= self._section.max_batch_requests
+    def _step(self) -> None:
+        while self._entering:
+            key = self._entering.pop(0)
+            answer = self._running[key]
+            self._backend.add(key, answer.request, answer.job.release)
+        for key in [key for key, answer in self._running.items() if answer.job.cancelled]:
+            self._leave(key)
+        if self._running:
+            for token in self._backend.step():
+                self._say(token)
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        rows = [(job, index) for job in jobs for index in range(len(job.requests)) if not job.cancelled]
-        if not rows:
-            return
-        release = self.release
-        generation = Generation(self.base, release, [job.requests[index] for job, index in rows])
-        answers = [_Answer(self.base, *row) for row in rows]
-        first = generation.step()
-        for job in {row[0]: None for row in rows}:
-            mine = [decision for row, decision in zip(rows, generation.decisions, strict=True) if row[0] is job]
-            job.send(Started(release, tuple(mine)))
-        self._send(first, answers, generation)
-        while not generation.finished:
-            self._send(generation.step(), answers, generation)
+    def _say(self, token: Token) -> None:
+        answer = self._running[token.request]
+        if not answer.decided:
+            answer.decide(self._backend.decision(token.request))
+        piece = answer.add(token)
+        if piece.text or piece.finish:
+            answer.job.send(piece)
+        if piece.finish:
+            self._leave(token.request)
 
-    def _send(self, tokens: Sequence[Token], answers: Sequence["_Answer"], generation: Generation) -> None:
-        for token in tokens:
-            answer = answers[token.request]
-            piece = answer.add(token)
-            if piece.text or piece.finish:
-                answer.job.send(piece)
-            if answer.job.cancelled or (piece.finish and token.finish is None):
-                generation.cancel(token.request)
+    def _leave(self, key: int) -> None:
+        del self._running[key]
+        self._backend.remove(key)
+
+    def _fail_running(self, error: BaseException) -> None:
+        log.error("A step failed; %d prompts were being answered.", len(self._running), exc_info=error)
+        failure = f"The model failed on this batch ({type(error).__name__}); it is safe to ask again."
+        for job in {answer.job: None for answer in self._running.values()}:
+            job.send(GenerationFailed(failure))
+            job.cancel()  # its other prompts may still wait
+        self._running.clear()
+        self._entering.clear()
+        self._backend.reset()
 
 
 class _Answer:
     """Turns the tokens of one prompt into the pieces its job receives."""
 
     def __init__(self, base: BaseModel, job: Job, index: int) -> None:
-        self.job = job
+        self.job, self.request = job, job.requests[index]
+        self.decided = False
         self._index = index
         self._tokens = 0
+        self._unsaid: list[SaidToken] = []
         self._text = TextStream(
             base.tokenizer, prompt_ids=job.requests[index].prompt_ids, stop=job.stop, strip_start=job.strip_start
         )
 
+    def decide(self, decision: Decision) -> None:
+        self.decided = True
+        self.job.decide(self._index, decision)
+
     def add(self, token: Token) -> Choice:
+        self.job.heard = time.monotonic()
         if token.finish == "stop":  # the end-of-sequence token itself is not shown
-            return Choice(self._index, self._text.finish(), self._tokens, "stop")
+            return self._piece(self._text.finish(), "stop")
         self._tokens += 1
+        if token.logprob is not None:
+            self._unsaid.append(SaidToken(token.token_id, token.logprob, token.top, self._text.length))
         text = self._text.add(token.token_id)
         if token.finish == "length" and not self._text.stopped:
             text += self._text.finish()
-        return Choice(self._index, text, self._tokens, "stop" if self._text.stopped else token.finish)
+        return self._piece(text, "stop" if self._text.stopped else token.finish)
 
-
-def _prompts(jobs: Sequence[Job] | deque[Job]) -> int:
-    return sum(len(job.requests) for job in jobs)
+    def _piece(self, text: str, finish: str | None) -> Choice:
+        """With the tokens that were read since the last piece, but those that only made a stop string."""
+        said: tuple[SaidToken, ...] = ()
+        if text or finish:
+            cut = self._text.length if self._text.stopped else sys.maxsize
+            said = tuple(one for one in self._unsaid if one.offset < cut)
+            self._unsaid = []
+        return Choice(self._index, text, self._tokens, finish, said)

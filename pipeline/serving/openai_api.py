@@ -1,25 +1,18 @@
-"""Requests and errors of the OpenAI API, as far as one text model can honour them.
+"""Requests of the OpenAI API, as far as one text model can honour them.
 
 A field that would change the answer and that we cannot honour is refused with a 400 that names it; a field that only
 concerns OpenAI's own service (billing, caching, abuse) is ignored. So no request is quietly answered as another one.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from pipeline.errors import EndpointError
+from pydantic.config import JsonDict
 
 # Values that ask for nothing beyond plain text; every other value of these fields is refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -34,6 +27,13 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+CHAT_EXAMPLE: JsonDict = {
+    "model": "wiseline",
+    "messages": [{"role": "user", "content": "What is the capital of Kazakhstan?"}],
+    "max_tokens": 20,
+}
+COMPLETION_EXAMPLE: JsonDict = {"model": "wiseline", "prompt": "Name the money used in Croatia:", "logprobs": 2}
+MOST_LOGPROBS = 20  # OpenAI's limit for chat
 # Fields that concern OpenAI's own service and change nothing about the answer.
 IGNORED = {
     "user",
@@ -48,35 +48,6 @@ IGNORED = {
     "reasoning_effort",
     "verbosity",
 }
-
-
-class ApiError(EndpointError):
-    """An answer that is an error, in OpenAI's shape. `retry_after` (seconds) becomes the header of that name."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(status, message, param, code, retry_after)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
-
-    def __str__(self) -> str:
-        return self.message
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = {404: "invalid_request_error", 429: "rate_limit_error"}.get(self.status)
-        kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
-        message = self.message.encode(errors="replace").decode()  # it may quote what the client sent
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
 
 def _encodable(text: str) -> str:
@@ -104,9 +75,24 @@ def _joined_parts(value: object) -> object:
     return "".join(part["text"] for part in value)
 
 
+def _no_bool(value: object) -> object:
+    """`logprobs: false` asks for nothing; true is chat's way of asking."""
+    if value is True:
+        raise ValueError("of a text completion it is a number of likely tokens, such as 5")
+    return None if value is False else value
+
+
+OneOrMany = BeforeValidator(_listed, json_schema_input_type=str | list[str])
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined_parts)]
+    content: Annotated[Text, BeforeValidator(_joined_parts, json_schema_input_type=str | list[TextPart])]
 
 
 class StreamOptions(BaseModel):
@@ -114,7 +100,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """What chat and text completions share. Greedy unless a temperature is given; `explain` is ours."""
+    """What chat and text completions share. Greedy unless a temperature is given; `top_k` and `explain` are ours."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -122,10 +108,13 @@ class Sampling(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="keep only so many of the likeliest tokens; 0 and -1 keep all")
+    n: int = Field(1, ge=1, le=128, description="answers per prompt; each is sampled from a seed of its own")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_listed)] = Field(
-        (), max_length=4
-    )
+    stop: Annotated[
+        tuple[Annotated[Text, Field(min_length=1)], ...],
+        OneOrMany,
+    ] = Field((), max_length=4)
     stream: bool = False
     stream_options: StreamOptions | None = None
     explain: bool = False
@@ -152,34 +141,49 @@ class Sampling(BaseModel):
 
 
 class ChatRequest(Sampling):
+    model_config = ConfigDict(json_schema_extra={"examples": [CHAT_EXAMPLE]})
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
+
+    @model_validator(mode="after")
+    def alternatives_come_with_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """How many likely tokens to report beside each token of the answer; None: report nothing."""
+        return self.top_logprobs if self.logprobs else None
+
 
 class CompletionRequest(Sampling):
-    prompt: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    model_config = ConfigDict(json_schema_extra={"examples": [COMPLETION_EXAMPLE]})
+
+    prompt: Annotated[tuple[Text, ...], OneOrMany] = Field(min_length=1)
+    logprobs: Annotated[int | None, BeforeValidator(_no_bool)] = Field(None, ge=0, le=MOST_LOGPROBS)
+    best_of: int | None = Field(None, ge=1)
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def gives_what_it_makes(self) -> "CompletionRequest":
+        if self.best_of not in (None, self.n):
+            raise ValueError(f"best_of = {self.best_of} is not supported by this endpoint beyond n; leave it out")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported by this endpoint; leave one of them out")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens
 
-
-def invalid_request(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a request body, as the 400 that OpenAI answers (FastAPI's own answer is a 422)."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "The request body is not valid JSON.")
-    where: Sequence[object] = first["loc"][1:]
-    param = ".".join(str(part) for part in where) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if param is None and first["type"] != "value_error":
-        return ApiError(400, "The request body must be a JSON object, sent with content-type: application/json.")
-    if param is None:
-        return ApiError(400, f"{message}.")
-    if first["type"] == "missing":
-        return ApiError(400, f"Missing required parameter: '{param}'.", param=param)
-    return ApiError(400, f"Invalid value for '{param}': {message}.", param=param)
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs

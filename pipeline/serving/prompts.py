@@ -1,14 +1,18 @@
 """From what was asked to what the model reads, refusing here what the model could not finish."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.config import ServeSection
 from pipeline.models.generate import GenerationRequest
 from pipeline.models.prompts import chat_prompt_ids, plain_prompt_ids
 from pipeline.models.questions import TURN
-from pipeline.serving.openai_api import ApiError, ChatRequest, CompletionRequest, Message
+from pipeline.serving.api_errors import ApiError
+from pipeline.serving.openai_api import ChatRequest, CompletionRequest, Message
 
 # OpenAI's newer name for the system role; chat templates know the old one.
 TEMPLATE_ROLES = {"developer": "system"}
@@ -43,15 +47,19 @@ def generation_request(
     prompt: tuple[tuple[int, ...], str],
     sampling: ChatRequest | CompletionRequest,
     *,
+    limits: ServeSection,
     context_tokens: int,
-    max_new_tokens: int,
     routed: bool,
 ) -> GenerationRequest:
     """The request the engine runs. Without a token limit of its own it gets what the context leaves, up to
-    `max_new_tokens`. Raises ApiError (400) when prompt and answer do not fit."""
+    `serve.max_new_tokens`. Raises ApiError (400) when prompt and answer do not fit."""
     prompt_ids, text = prompt
+    param = "prompt" if isinstance(sampling, CompletionRequest) else "messages"
     left = context_tokens - len(prompt_ids)
-    wanted = sampling.token_limit
+    wanted, max_new_tokens = sampling.token_limit, limits.max_new_tokens
+    if limits.max_prompt_tokens != "auto" and len(prompt_ids) > limits.max_prompt_tokens:
+        message = f"The prompt has {len(prompt_ids)} tokens; this endpoint reads at most {limits.max_prompt_tokens}."
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
     if wanted is not None and wanted > max_new_tokens:
         raise ApiError(
             400, f"max_tokens is {wanted}; this endpoint gives at most {max_new_tokens}.", param="max_tokens"
@@ -61,7 +69,7 @@ def generation_request(
         raise ApiError(
             400,
             f"The prompt has {len(prompt_ids)} tokens; a context of {context_tokens} has no room for {answer}.",
-            param="prompt" if isinstance(sampling, CompletionRequest) else "messages",
+            param=param,
             code="context_length_exceeded",
         )
     return GenerationRequest(
@@ -70,6 +78,16 @@ def generation_request(
         max_new_tokens=wanted or min(max_new_tokens, left),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=max(0, sampling.top_k),
         seed=sampling.seed,
         routed=routed,
+        logprobs=sampling.alternatives,
     )
+
+
+def seeded_apart(request: GenerationRequest, answers: int) -> list[GenerationRequest]:
+    """`n` requests from one: the first keeps its seed, the others get seeds drawn from it, so all can be repeated."""
+    if request.seed is None:
+        return [request] * answers
+    draw = random.Random(request.seed)
+    return [request, *(replace(request, seed=draw.getrandbits(63)) for _ in range(answers - 1))]

@@ -33,7 +33,13 @@ class TextStream:
         self._window = list(prompt_ids[-CONTEXT_TOKENS:])
         self._shown = len(self._window)
         self._held = ""  # decoded, but it may become a stop string
+        self._certain = 0  # characters given out
         self.stopped = False
+
+    @property
+    def length(self) -> int:
+        """Characters so far, those that are held back included; where the next token's text begins."""
+        return self._certain + len(self._held)
 
     def add(self, token_id: int) -> str:
         """Text that is now certain; empty while a character or a possible stop string is unfinished."""
@@ -49,6 +55,7 @@ class TextStream:
         if self.stopped:
             return text
         held, self._held = self._held, ""
+        self._certain += len(held)
         return text + held
 
     def _undecoded(self) -> str:
@@ -66,9 +73,10 @@ class TextStream:
         if starts:
             self.stopped = True
             text, self._held = self._held[: min(starts)], ""
-            return text
-        certain = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        text, self._held = self._held[:certain], self._held[certain:]
+        else:
+            certain = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
+            text, self._held = self._held[:certain], self._held[certain:]
+        self._certain += len(text)
         return text
 
     def _decode(self, ids: list[int]) -> str:

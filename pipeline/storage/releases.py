@@ -6,6 +6,7 @@ last head readable. A manifest carries no time: it is a function of log, config 
 
 import json
 import re
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator
 
@@ -137,6 +138,12 @@ def rollback(store: ObjectStore, number: int) -> Release:
     restored = older.model_copy(update={"number": newest + 1, "parent": newest, "restores": number})
     publish(store, restored)
     return restored
+
+
+def describe(store: ObjectStore, release: Release) -> dict[str, Any]:
+    """The manifest as JSON has it, and when it was `published` by the store's clock."""
+    published = store.modified(release_path(release.number))
+    return {**release.model_dump(mode="json"), "published": published.isoformat()}
 
 
 def release_path(number: int) -> str:

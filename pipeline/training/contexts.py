@@ -3,16 +3,35 @@
 Generated once per base model and seed (the paper generates its prefixes too; without them it loses 0.15 reliability).
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
 
+from pipeline.errors import CorruptObject
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.prompts import plain_prompt_ids
+from pipeline.storage.object_store import ObjectStore
 
 TEXTS = 64
 OPENINGS = ("The", "Therefore", "Because", "I", "You")  # what the authors' code begins its prefixes with
+
+
+def stored_texts(base: BaseModel, store: ObjectStore, *, tokens: int, seed: int) -> list[str]:
+    """`generate_texts`, from the store where a worker or an earlier round put them."""
+    digest = hashlib.sha256(f"{base.fingerprint} {base.model.dtype} {tokens} {seed}".encode()).hexdigest()[:24]
+    path = f"texts/{digest}.json"
+    if not store.exists(path):
+        texts = generate_texts(base, tokens=tokens, seed=seed)
+        store.put(path, json.dumps(texts, ensure_ascii=False).encode())
+        return texts
+    try:
+        found: list[str] = json.loads(store.read(path))
+    except ValueError:
+        raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the round again.") from None
+    return found
 
 
 def generate_texts(base: BaseModel, *, tokens: int, seed: int, count: int = TEXTS) -> list[str]:

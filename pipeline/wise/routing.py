@@ -32,6 +32,7 @@ FULLY_SCORED = 4096  # banks up to this size are scored without a sketch
 SKETCH = 64
 QUERY_SCALE = 127 / 2**0.5  # a prompt's state and embedding have unit length each
 FAR = 2.0**22  # so that sums of whole numbers stay exact in float32
+RUNNERS_UP = 4  # entries behind the nearest one, for explanations
 CHUNK = 16  # prompts at a time: measured fastest
 BLOCK, BLOCKS, NEAREST = 256, 16, 48  # candidates are the best of the best blocks
 
@@ -56,6 +57,7 @@ class Match:
     score: float
     cosine: float  # of whitened states
     signals: tuple[float, ...] = ()
+    runners_up: tuple[tuple[int, float, float], ...] = ()  # the next entries, their scores and cosines
 
 
 NO_MATCH = Match(entry=-1, score=float("-inf"), cosine=0.0)
@@ -131,11 +133,18 @@ class Router:
             out = torch.tensor(sorted(hidden), device=scores_C.device)
             scores_C[out if entries_C is None else torch.isin(entries_C, out)] = float("-inf")
         place = int(scores_C.argmax())
+        best_T = scores_C.topk(min(1 + RUNNERS_UP, len(scores_C))).indices
+        following_T = best_T[best_T != place][:RUNNERS_UP]
+        entries_T = following_T if entries_C is None else entries_C[following_T]
+        following_3T = torch.stack([entries_T.double(), scores_C[following_T], cosine_C[following_T]])
         return Match(
             entry=place if entries_C is None else int(entries_C[place]),
             score=float(scores_C[place]),
             cosine=float(cosine_C[place]),
             signals=tuple(signals_CS[place].tolist()),
+            runners_up=tuple(
+                (int(entry), score, cosine) for entry, score, cosine in following_3T.T.tolist() if score > float("-inf")
+            ),
         )
 
     def _cosine(self, query_D: Tensor, entries_C: Tensor | None) -> Tensor:

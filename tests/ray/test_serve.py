@@ -154,8 +154,8 @@ def test_errors_come_through_the_proxy_in_openais_shape(served: Served) -> None:
         served.ask("x", model="gpt-4")
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        served.ask("x", n=2)
-    assert "n = 2" in refused.value.message
+        served.ask("x", presence_penalty=2)
+    assert "presence_penalty = 2" in refused.value.message
     with pytest.raises(openai.APIStatusError) as large:
         served.ask("x" * 5_000_000)
     assert large.value.status_code == 413
@@ -222,6 +222,41 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     out, err = serving.communicate(timeout=60)
     assert serving.returncode == 0
     assert (out, err) == ("", "")
+
+
+@pytest.mark.timeout(600)
+def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", context_tokens=4096)
+    file = ["--set", f"serve.keys_file={tmp_path / 'keys.json'}"]
+    drain = ["--set", "serve.drain_seconds=300", "--set", "serve.next_token_seconds=300"]
+    made, _ = wiseline(tmp_path, "keys", "create", "me", "--json", *file).communicate(timeout=60)
+    key = json.loads(made.splitlines()[-1])["key"]
+    serving = wiseline(
+        tmp_path, "serve", "--set", "serve.port=0", "--set", f"serve.max_new_tokens={LONG}", *drain, "--json", *file
+    )
+    assert serving.stdout is not None
+    lines = iter(serving.stdout.readline, "")
+    url = next(json.loads(line)["url"] for line in lines if line.startswith("{"))
+    fields: dict[str, Any] = {"model": "wiseline", "prompt": OTHER, "max_tokens": LONG}
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(api_key="wl-wrong", base_url=f"{url}/v1").completions.create(**fields)
+    client = openai.OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
+    stream = client.completions.create(**fields, stream=True)
+    pieces = [next(stream)]
+    serving.send_signal(signal.SIGTERM)
+    refused = None
+    while refused is None:
+        try:
+            client.models.list()
+        except openai.InternalServerError as error:
+            refused = error
+    assert (refused.status_code, refused.code) == (503, "stopping")
+    pieces += list(stream)
+    assert pieces[-1].choices[0].finish_reason == "length"
+    out, err = serving.communicate(timeout=400)
+    assert (serving.returncode, out, err) == (0, "", "")
+    assert key not in made.replace(key, "", 2)
+    assert not any(key in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
 
 
 def wiseline(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

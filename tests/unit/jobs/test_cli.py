@@ -21,6 +21,7 @@ from pipeline.edits import Edit
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import load_release
+from pipeline.serving.keys import KeyRing
 from pipeline.storage.batches import Batch, Rejection
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
@@ -29,7 +30,8 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
-COMMANDS = ["ingest", "retract", "compact", "round", "evaluate", "capability", "serve", "ask", "status", "releases"]
+COMMANDS = ["ingest", "retract", "compact", "round", "evaluate", "capability", "serve", "ask", "export"]
+COMMANDS += ["status", "releases", "keys"]
 
 
 @dataclass
@@ -103,7 +105,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert (out.strip(), err) == ("[]", "")
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *(["releases", n] for n in ("list", "show"))])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), *(["releases", n] for n in ("list", "show")), ["keys", "create"]]
+)
 def test_help_fits_sixty_columns(run: Run, command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.code == 0
@@ -133,8 +137,13 @@ def test_version(run: Run) -> None:
         (["ask", "", "--offline"], "The prompt is empty."),
         (["ask", "long " * 300, "--offline"], "has no room for an answer"),
         (["ask", "Who?", "--offline", "--set", "model.path=nowhere"], "neither a folder here nor a hub model"),
+        (["export", "--to", "out"], "Nothing is published in"),
+        (["export", "--to", "out", "--release", "3"], "nothing is published yet"),
         (["releases", "show", "3"], "nothing is published yet"),
         (["releases", "rollback", "3"], "nothing is published yet"),
+        (["keys", "create", "me"], "No file for keys is named"),
+        (["keys", "create", "me", "--scope", "root", "--set", "serve.keys_file=k"], "scopes are infer, edit, admin"),
+        (["keys", "list", "--set", "serve.keys_file=k"], "`wiseline keys create` makes it"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run, arguments: list[str], sentence: str) -> None:
@@ -222,6 +231,29 @@ def test_releases_are_listed_shown_and_rolled_back(run: Run, store: ObjectStore,
     assert "head, restores 1" in run("releases", "list").out
 
 
+def test_without_keys_the_door_is_not_opened_to_other_machines(run: Run) -> None:
+    refused = run("serve", "--set", "serve.host=0.0.0.0")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "wiseline keys create" in refused.err
+
+
+def test_a_key_is_shown_once_listed_without_itself_and_revoked(run: Run, tmp_path: Path) -> None:
+    file = ["--set", "serve.keys_file=keys.json"]
+    made = run(
+        "keys", "create", "newsroom", "--scope", "edit", "--scope", "infer", "--per-minute", "60", "--json", *file
+    )
+    assert (made.code, made.json["scopes"], made.json["per_minute"]) == (0, ["infer", "edit"], 60)
+    ring = KeyRing(tmp_path / "keys.json")
+    assert ring.find(made.json["key"]) is not None
+    listed = run("keys", "list", "--json", *file)
+    assert [key["name"] for key in listed.json["keys"]] == ["newsroom"]
+    assert made.json["key"] not in listed.out and "sha256" not in listed.out
+    assert run("keys", "revoke", made.json["id"], *file).code == 0
+    assert ring.find(made.json["key"]) is None
+    gone = run("keys", "revoke", made.json["id"], *file)
+    assert (gone.code, gone.err.count("\n")) == (1, 1)
+
+
 def test_status_before_and_after(run: Run, store: ObjectStore, base: BaseModel) -> None:
     empty = run("status", "--json")
     assert empty.code == 0
@@ -260,6 +292,25 @@ def test_ask_offline_answers_as_the_release_does(run: Run, store: ObjectStore, b
     assert after.json["why"]["nearest_edit"]["prompt"] == EDITED
     assert "release 1, memory-0" in after.err
     assert f"{EDITED} → new" in after.err
+
+
+@pytest.mark.parametrize("format", ["hf", "lora", "safetensors"])
+def test_a_release_is_exported(run: Run, store: ObjectStore, base: BaseModel, tmp_path: Path, format: str) -> None:
+    publish_release(store, base, prompts=[EDITED], seed=1)
+    arguments = ["export", "--format", format, "--to", "out", "--json"]
+    missing = run(*arguments, "--set", "model.path=nowhere")
+    assert (missing.code, missing.err.count("\n")) == (1, 1)
+    assert "neither a folder here nor a hub model" in missing.json["error"]
+    assert not (tmp_path / "out").exists()
+    result = run(*arguments)
+    assert result.code == 0
+    assert (result.json["release"], result.json["format"]) == (1, format)
+    assert result.json["files"] == sum(path.is_file() for path in (tmp_path / "out").rglob("*"))
+    assert (tmp_path / "out" / "README.md").exists()
+    assert ("memory-0: rank" in result.out, "not routed" in result.out) == ((format == "lora"),) * 2
+    again = run(*arguments)
+    assert (again.code, again.err.count("\n")) == (1, 1)
+    assert "is not empty" in again.json["error"]
 
 
 def test_ask_offline_in_chat(run: Run) -> None:

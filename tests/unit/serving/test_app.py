@@ -145,7 +145,7 @@ def test_health_shows_why_a_release_is_not_used(endpoint: Endpoint) -> None:
     [
         ("/v1/completions", {**TEXT, "model": "gpt-4"}, 404, "model_not_found"),
         ("/v1/completions", {**TEXT, "prompt": " "}, 400, None),
-        ("/v1/completions", {**TEXT, "prompt": ["a"] * 17}, 400, None),
+        ("/v1/completions", {**TEXT, "prompt": ["a"] * 65}, 400, None),
         ("/v1/completions", {**TEXT, "prompt": "long " * 300}, 400, "context_length_exceeded"),
         ("/v1/completions", {**TEXT, "prompt": "a " * 125}, 400, "context_length_exceeded"),
         ("/v1/completions", {**TEXT, "max_tokens": 257}, 400, None),
@@ -206,7 +206,7 @@ def test_a_model_without_chat_template_says_where_to_go(start: Callable[..., End
 
 
 def test_a_full_queue_is_a_429_with_retry_after(start: Callable[..., Endpoint], gate: Gate) -> None:
-    endpoint = start(max_queued_requests=1, max_batch_requests=1, batch_window_seconds=0)
+    endpoint = start(max_queued_requests=1, max_batch_requests=1)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(complete, endpoint)
         assert gate.reached.wait(30)

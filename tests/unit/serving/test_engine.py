@@ -1,12 +1,15 @@
 """The engine with the real model behind a gate: batching, limits, cancellation, failures and swaps."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 
 from pipeline.config import ServeSection
+from pipeline.errors import ConfigError
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import LoadedRelease
@@ -38,6 +41,10 @@ async def started(base: BaseModel) -> AsyncIterator[Callable[..., Engine]]:
 
 async def texts(job: Job) -> dict[int, str]:
     await job.started()
+    return await rest(job)
+
+
+async def rest(job: Job) -> dict[int, str]:
     said = dict.fromkeys(range(len(job.requests)), "")
     async for piece in job.pieces():
         said[piece.index] += piece.text
@@ -55,13 +62,13 @@ async def test_jobs_that_wait_together_share_a_batch_and_get_what_they_get_alone
     alone = [generate(base, None, [request(base, prompt)])[0][0] for prompt in PROMPTS]
     gate.opened.clear()
     gate.reached.clear()
-    engine = started(batch_window_seconds=0.2)
+    engine = started()
     gate.forwards = 0
     jobs = [engine.submit([request(base, prompt)]) for prompt in PROMPTS]
     gate.open()
     together = [(await texts(job))[0].strip() for job in jobs]
     assert together == alone
-    assert gate.forwards == 8  # one batch of 8 steps, not three
+    assert gate.forwards < 8 + len(PROMPTS)  # not one after another
 
 
 async def test_a_batch_takes_no_more_than_it_may(base: BaseModel, started: Callable[..., Engine], gate: Gate) -> None:
@@ -72,13 +79,13 @@ async def test_a_batch_takes_no_more_than_it_may(base: BaseModel, started: Calla
     gate.open()
     for job in jobs:
         await texts(job)
-    assert gate.forwards == 3 * 8  # one alone, two together, the last one
+    assert gate.forwards == 1 + 2 * 8  # the first is alone at its first step; then there are always two
 
 
 async def test_a_full_queue_refuses_and_a_cancelled_job_makes_room(
     base: BaseModel, started: Callable[..., Engine], gate: Gate
 ) -> None:
-    engine = started(max_queued_requests=2, max_batch_requests=1, batch_window_seconds=0)
+    engine = started(max_queued_requests=2, max_batch_requests=1)
     running = engine.submit([request(base, "Who")])
     await reach(gate)
     waiting = [engine.submit([request(base, prompt)]) for prompt in PROMPTS[:2]]
@@ -132,7 +139,7 @@ async def test_one_failed_batch_fails_its_requests_and_the_engine_lives_on(
 async def test_when_the_thread_dies_everybody_is_told(
     base: BaseModel, started: Callable[..., Engine], gate: Gate
 ) -> None:
-    engine = started(max_batch_requests=1, batch_window_seconds=0)
+    engine = started(max_batch_requests=1)
     gate.failures.append(SystemExit())
     running = engine.submit([request(base, "Who")])
     await reach(gate)
@@ -150,7 +157,7 @@ async def test_when_the_thread_dies_everybody_is_told(
 async def test_closing_finishes_the_running_batch_and_fails_what_waits(
     base: BaseModel, started: Callable[..., Engine], gate: Gate
 ) -> None:
-    engine = started(max_batch_requests=1, batch_window_seconds=0)
+    engine = started(max_batch_requests=1)
     running = engine.submit([request(base, "Who")])
     await reach(gate)
     waiting = engine.submit([request(base, "Who")])
@@ -185,3 +192,107 @@ async def test_a_swap_does_not_touch_an_answer_that_has_begun(base: BaseModel, e
     assert (await begun.started()).release is loaded[0]
     assert "".join([piece.text async for piece in begun.pieces()]).strip() == first
     assert (await texts(endpoint.engine.submit([replace(wanted)])))[0].strip() == second
+
+
+async def test_swaps_between_jobs_that_run_side_by_side(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
+    """Twenty jobs, a swap after each: every one is answered by the release that was there when it began."""
+    gate.open()
+    loaded: list[LoadedRelease] = []
+    for seed in (1, 2):
+        publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=seed)
+        endpoint.follower.follow()
+        assert endpoint.engine.release is not None
+        loaded.append(endpoint.engine.release)
+    wanted = request(base, PROMPTS[0], tokens=40)
+    alone = {id(release): generate(base, release, [wanted])[0][0] for release in loaded}
+
+    async def ask(turn: int) -> None:
+        endpoint.engine.swap(loaded[turn % 2])
+        job = endpoint.engine.submit([wanted, wanted])
+        release = (await job.started()).release
+        assert release in loaded
+        said = await rest(job)
+        assert [said[index].strip() for index in range(2)] == [alone[id(release)]] * 2
+
+    asking = []
+    for turn in range(20):
+        asking.append(asyncio.create_task(ask(turn)))
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*asking)
+
+
+async def test_a_release_is_freed_when_its_last_job_ends(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
+    gate.open()
+    publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=1)
+    endpoint.follower.follow()
+    publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=2)
+    gate.opened.clear()
+    gate.reached.clear()
+    job = endpoint.engine.submit([request(base, PROMPTS[0], tokens=12)])
+    await reach(gate)
+    assert endpoint.engine.release is not None
+    freed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    weakref.finalize(endpoint.engine.release, loop.call_soon_threadsafe, freed.set)
+    endpoint.follower.follow()
+    gc.collect()
+    assert not freed.is_set()  # its answer has begun
+    gate.open()
+    await texts(job)
+    del job
+    while not freed.is_set():
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_job_may_have_more_prompts_than_there_is_room_for(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    gate.open()
+    engine = started(max_batch_requests=2)
+    wanted = [request(base, prompt, tokens=4 + index) for index, prompt in enumerate(PROMPTS * 2)]
+    job = engine.submit(wanted)
+    assert len((await job.started()).decisions) == len(wanted)
+    said = await rest(job)
+    assert [said[index].strip() for index in range(len(wanted))] == generate(base, None, wanted)[0]
+
+
+async def test_closing_finishes_a_job_that_has_begun_with_some_of_its_prompts(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate
+) -> None:
+    engine = started(max_batch_requests=1)
+    running = engine.submit([request(base, prompt) for prompt in PROMPTS])
+    await reach(gate)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    gate.open()
+    await closing
+    assert len(await texts(running)) == len(PROMPTS)
+
+
+async def test_a_cancelled_answer_frees_its_place(base: BaseModel, started: Callable[..., Engine], gate: Gate) -> None:
+    engine = started(max_batch_requests=1)
+    long = engine.submit([request(base, "Who leads", tokens=200)])
+    await reach(gate)
+    late = engine.submit([request(base, "Who", tokens=2)])
+    long.cancel()
+    gate.open()
+    await texts(late)
+    assert gate.forwards < 6
+
+
+async def test_a_model_that_cannot_batch_continuously_is_served_batch_by_batch(
+    base: BaseModel, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.open()
+    monkeypatch.setattr(type(base.model), "_supports_attention_backend", False)
+    engine = Engine(base, ServeSection(max_batch_requests=2))
+    engine.start()
+    jobs = [engine.submit([request(base, prompt)]) for prompt in PROMPTS]
+    said = [(await texts(job))[0].strip() for job in jobs]
+    await asyncio.to_thread(engine.close)
+    assert said == [generate(base, None, [request(base, prompt)])[0][0] for prompt in PROMPTS]
+
+
+def test_a_cache_without_room_for_one_context_is_refused(base: BaseModel) -> None:
+    with pytest.raises(ConfigError, match=r"serve\.cache_gib"):
+        Engine(base, ServeSection(cache_gib=1e-5))

@@ -9,7 +9,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
-from pipeline.serving.openai_api import IGNORED, NEUTRAL, ApiError, ChatRequest, CompletionRequest, invalid_request
+from pipeline.serving.api_errors import ApiError, invalid_request
+from pipeline.serving.openai_api import IGNORED, NEUTRAL, ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
 
 CHAT = {"model": "wiseline", "messages": [{"role": "user", "content": "Hi"}]}
@@ -39,11 +40,8 @@ def test_fields_that_ask_for_nothing_are_accepted(name: str, value: object) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
         ("best_of", 3),
-        ("echo", True),
         ("logprobs", True),
-        ("logprobs", 5),
         ("frequency_penalty", 0.5),
         ("logit_bias", {"1": -100}),
         ("response_format", {"type": "json_object"}),
@@ -79,6 +77,11 @@ def test_unknown_fields_are_refused_and_openais_own_are_ignored() -> None:
         ({**TEXT, "temperature": float("nan")}, "temperature"),
         ({**TEXT, "top_p": 0}, "top_p"),
         ({**TEXT, "seed": 2**63}, "seed"),
+        ({**TEXT, "n": 0}, "n"),
+        ({**TEXT, "top_k": -2}, "top_k"),
+        ({**TEXT, "logprobs": 21}, "logprobs"),
+        ({**TEXT, "n": 2, "best_of": 1}, None),
+        ({**TEXT, "echo": True, "logprobs": 1}, None),
         ({**TEXT, "stream_options": {"include_usage": True}}, None),
     ],
 )
@@ -111,6 +114,14 @@ def test_text_parts_read_as_their_text_and_the_newer_limit_wins() -> None:
     assert request.token_limit == 4
 
 
+def test_alternatives_without_logprobs_are_refused_as_openai_does() -> None:
+    assert "only allowed when logprobs is true" in refusal({**CHAT, "top_logprobs": 2}, ChatRequest).message
+    assert ChatRequest.model_validate({**CHAT, "logprobs": True, "top_logprobs": 2}).alternatives == 2
+    assert ChatRequest.model_validate({**CHAT, "logprobs": True}).alternatives == 0
+    assert CompletionRequest.model_validate({**TEXT, "logprobs": 0}).alternatives == 0
+    assert CompletionRequest.model_validate({**TEXT, "logprobs": False}).alternatives is None
+
+
 def test_null_means_absent() -> None:
     request = CompletionRequest.model_validate({**TEXT, "temperature": None, "stop": None, "stream": None})
     assert (request.temperature, request.stop, request.stream) == (0.0, (), False)
@@ -137,7 +148,7 @@ def test_chat_bodies_are_openais() -> None:
     assert whole.usage is not None
     assert whole.usage.total_tokens == 7
     assert whole.model_extra == {"wiseline": WISELINE}
-    chunks = [*made.opening(), made.chunk(Choice(0, "Hi", 2, None)), made.chunk(Choice(0, "", 2, "stop"))]
+    chunks = [*made.opening(1), made.chunk(Choice(0, "Hi", 2, None)), made.chunk(Choice(0, "", 2, "stop"))]
     parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in [*chunks, made.usage_chunk(2)]]
     assert parsed[0].choices[0].delta.role == "assistant"
     assert parsed[1].choices[0].delta.content == "Hi"
@@ -156,6 +167,6 @@ def test_text_bodies_are_openais() -> None:
     assert [choice.model_extra for choice in whole.choices] == [{"wiseline": WISELINE}, {"wiseline": other}]
     assert whole.usage is not None
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (5, 4)
-    assert made.opening() == []
+    assert made.opening(1) == []
     assert made.chunk(Choice(1, "b", 3, "length"))["choices"][0]["text"] == "b"
     assert made.usage_chunk(4)["object"] == "text_completion"

@@ -1,9 +1,14 @@
 """Texts to train behind and to calibrate on: the model's own, none blank, the same for the same seed."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from pipeline.errors import CorruptObject
 from pipeline.models.base_model import BaseModel
-from pipeline.training.contexts import OPENINGS, cut_short, generate_texts
+from pipeline.storage.object_store import ObjectStore
+from pipeline.training.contexts import OPENINGS, cut_short, generate_texts, stored_texts
 
 
 def test_the_same_seed_gives_the_same_texts_and_none_is_blank(base: BaseModel) -> None:
@@ -11,6 +16,19 @@ def test_the_same_seed_gives_the_same_texts_and_none_is_blank(base: BaseModel) -
     assert texts == generate_texts(base, tokens=6, seed=3, count=12)
     assert texts != generate_texts(base, tokens=6, seed=4, count=12)
     assert all(texts) and len(set(texts)) == len(texts)
+
+
+def test_texts_are_generated_once_per_store(base: BaseModel, tmp_path: Path) -> None:
+    store = ObjectStore(str(tmp_path))
+    texts = stored_texts(base, store, tokens=6, seed=3)
+    (path,) = store.list("texts")
+    assert texts == generate_texts(base, tokens=6, seed=3)
+    (tmp_path / path).write_text('["found"]')
+    assert stored_texts(base, store, tokens=6, seed=3) == ["found"]
+    assert stored_texts(base, store, tokens=6, seed=4) == generate_texts(base, tokens=6, seed=4)
+    (tmp_path / path).write_text('["cut o')
+    with pytest.raises(CorruptObject, match="remove it and run the round again"):
+        stored_texts(base, store, tokens=6, seed=3)
 
 
 def test_a_model_that_says_nothing_by_itself_is_given_a_first_word(base: BaseModel) -> None:

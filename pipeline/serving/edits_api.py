@@ -1,0 +1,140 @@
+"""`/v1/edits`: post, search and retract edits. They go into the log; the next round makes a release of it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from pipeline.config import Config
+from pipeline.serving import examples
+from pipeline.serving.access import key_name
+from pipeline.serving.api_errors import RETRY_AFTER, ApiError
+from pipeline.serving.edit_desk import EditDesk, Posted, as_json, matches
+from pipeline.serving.engine import Engine
+from pipeline.serving.writable import WritableStore
+from pipeline.storage.object_store import open_store
+
+MOST_EDITS = 1000  # in one post; more belong into a file, for `wiseline ingest`
+MOST_WAITING = 32  # posts and searches; the log takes one commit at a time
+Status = Literal["served", "waiting"]
+T = TypeVar("T")
+
+
+def edits_routes(config: Config, engine: Engine) -> APIRouter:
+    routes = APIRouter(tags=["wiseline"])
+    desk = EditDesk(open_store(config.store), WritableStore(config.store), config.edits)
+    turn = asyncio.Lock()
+    waiting: set[asyncio.Task[Any]] = set()
+
+    async def at_desk(work: Callable[[], T]) -> T:
+        """One at a time, in a thread. A client that hangs up does not let the next one in before its thread is done."""
+        if len(waiting) >= MOST_WAITING:
+            message = f"{MOST_WAITING} requests already wait for the edit log; ask again in a moment."
+            raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER)
+
+        async def in_turn() -> T:
+            async with turn:
+                return await run_in_threadpool(work)
+
+        task = asyncio.create_task(in_turn())
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+        return await asyncio.shield(task)
+
+    def status(edit_id: str) -> Status:
+        release = engine.release
+        return "served" if release is not None and edit_id in release.entry_of else "waiting"
+
+    @routes.post(
+        "/v1/edits",
+        status_code=202,
+        summary="Add edits",
+        responses=examples.POSTED,
+        openapi_extra={"requestBody": examples.EDITS_BODY},
+    )
+    async def post_edits(http: Request) -> Response:
+        """One edit, or `{"edits": [...]}`. All that are accepted land in the log as one batch; they take effect with
+        the next round. Posting the same again changes nothing."""
+        rows = _rows(await _json(http))
+        posted = await at_desk(lambda: desk.post(rows, author=key_name(http)))
+        if not posted.accepted:
+            raise _all_refused(posted)
+        return JSONResponse(_told(posted, status), status_code=202)
+
+    @routes.get("/v1/edits", summary="Search the living edits, newest first", responses=examples.EDITS)
+    async def search_edits(
+        query: Annotated[str, Query(max_length=1000, description="words in subject, prompt or target")] = "",
+        status_is: Annotated[Status | None, Query(alias="status")] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        after: Annotated[int | None, Query(ge=0, description="go on behind the edit with this `seq`")] = None,
+    ) -> dict[str, Any]:
+        """`status` says whether the release in use holds the edit (`served`) or a later one will (`waiting`)."""
+
+        def search() -> list[dict[str, Any]]:
+            found = []
+            for entry in desk.living():
+                one = status(entry.edit.edit_id)
+                wanted = (after is None or entry.seq < after) and status_is in (None, one)
+                if wanted and matches(entry.edit, query):
+                    found.append({**as_json(entry), "status": one})
+                if len(found) > limit:
+                    break
+            return found
+
+        found = await at_desk(search)
+        return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
+
+    @routes.delete("/v1/edits/{edit_id}", summary="Retract an edit", responses=examples.RETRACTED)
+    async def retract_edit(
+        http: Request, edit_id: Annotated[str, Path(description="as POST and GET name it")]
+    ) -> dict[str, Any]:
+        """The log says so at once; the endpoint stops answering from it when the next release is out."""
+        taken = await at_desk(lambda: desk.retract(edit_id, author=key_name(http)))
+        served = status(taken.edit.edit_id) == "served"
+        return {"id": taken.edit.edit_id, "object": "edit", "deleted": True, "served_until_next_release": served}
+
+    return routes
+
+
+async def _json(http: Request) -> object:
+    if "application/json" not in http.headers.get("content-type", ""):
+        raise ApiError(400, "The request body must be JSON, sent with content-type: application/json.")
+    try:
+        return await http.json()
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The request body is not valid JSON.") from None
+
+
+def _rows(body: object) -> list[Any]:
+    """The edits of a post: of {"edits": [...]}, or the one edit that the body itself is."""
+    if not isinstance(body, dict):
+        raise ApiError(400, 'The request body must be one edit, or {"edits": [...]}.')
+    if "edits" not in body:
+        return [body]
+    rows = body["edits"]
+    if set(body) != {"edits"} or not isinstance(rows, list) or not rows:
+        raise ApiError(400, '"edits" is a list of at least one edit, with nothing beside it.', param="edits")
+    if len(rows) > MOST_EDITS:
+        message = f"One request may hold at most {MOST_EDITS} edits; put more into a file, for `wiseline ingest`."
+        raise ApiError(400, message, param="edits")
+    return rows
+
+
+def _told(posted: Posted, status: Callable[[str], Status]) -> dict[str, Any]:
+    accepted = [
+        {"row": row, "id": edit.edit_id, "op": edit.op} | ({"status": status(edit.edit_id)} if edit.target else {})
+        for row, edit in posted.accepted
+    ]
+    refused = [{"row": row, "reason": reason} for row, reason in posted.refused]
+    counts = {"new": posted.counts.ingested, "unchanged": posted.counts.unchanged + posted.counts.duplicates}
+    return {"object": "edits", **counts, "accepted": accepted, "refused": refused}
+
+
+def _all_refused(posted: Posted) -> ApiError:
+    row, reason = posted.refused[0]
+    param = "edits" if len(posted.refused) == 1 else f"edits.{row}"
+    beside = f" and {len(posted.refused) - 1} more" if len(posted.refused) > 1 else ""
+    return ApiError(422, f"No edit was accepted: {reason}{beside}.", param=param, code="edit_refused")
