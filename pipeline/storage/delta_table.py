@@ -6,12 +6,14 @@ not deduplicate by them.
 """
 
 import contextlib
+import json
 import re
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
@@ -84,11 +86,34 @@ def read_batches(
         yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=where)
 
 
-def was_committed(table: DeltaTable, transaction: str) -> bool:
-    return table.transaction_version(transaction) is not None
+def refresh(store: ObjectStore, table: DeltaTable) -> None:
+    """Bring `table` to the newest version. Reads what came since and no more; opening it again would read all."""
+    with _explained(store, table.table_uri):
+        table.update_incremental()
 
 
-def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transactions: Sequence[str]) -> None:
+def largest(store: ObjectStore, table: DeltaTable, column: str) -> int:
+    """The largest number of a column, -1 for an empty table; from the files' statistics where all have them."""
+    files = pa.table(table.get_add_actions(flatten=True))
+    name = f"max.{column}"
+    if name in files.column_names and not files[name].null_count:
+        known = pc.max(files[name]).as_py()
+        return -1 if known is None else int(known)
+    parts = [part[column] for part in read_batches(store, table, [column]) if part.num_rows]
+    return max((pc.max(part).as_py() for part in parts), default=-1)
+
+
+def was_committed(store: ObjectStore, table: DeltaTable, transaction: str) -> bool:
+    """Reads the table's log, back to the newest checkpoint where there is no such transaction."""
+    return _transaction(store, table, transaction) is not None
+
+
+def committed_since(store: ObjectStore, table: DeltaTable, version: int) -> set[str]:
+    """Transactions of the commits after `version`; reads these commits alone."""
+    return {one["txn"]["appId"] for one in _actions(store, table, version) if "txn" in one}
+
+
+def commit(store: ObjectStore, table: DeltaTable, rows: pa.Table, *, transactions: Sequence[str] = ()) -> None:
     """Append `rows` (possibly none) in one commit that also records `transactions`.
 
     Raises CommitLost when the table moved on since it was opened, and OutcomeUnknown when the store went silent and
@@ -127,7 +152,7 @@ def _add(table: DeltaTable, files: Sequence[AddAction], properties: CommitProper
 
 @contextlib.contextmanager
 def _committing(store: ObjectStore, table: DeltaTable, transactions: Sequence[str]) -> Iterator[CommitProperties]:
-    serial = (table.transaction_version(SERIAL) or 0) + 1
+    serial = (_transaction(store, table, SERIAL) or 0) + 1
     named = [Transaction(name, 1) for name in dict.fromkeys(transactions)]
     own, version = uuid.uuid4().hex, table.version()
     with _explained(store, table.table_uri, writing=True):
@@ -137,17 +162,33 @@ def _committing(store: ObjectStore, table: DeltaTable, transactions: Sequence[st
             )
         except (DeltaError, OSError) as error:
             # The answer may be lost. A client that sends the commit again takes its own for somebody else's.
-            if _landed(store, table, own, since=version):
+            try:
+                landed = _landed(store, table, own, since=version)
+            except StoreError:
+                raise error from None
+            if landed:
                 return
             if isinstance(error, CommitFailedError) and CONFLICT.search(str(error)):
                 raise CommitLost from None
             raise
 
 
+def _transaction(store: ObjectStore, table: DeltaTable, name: str) -> int | None:
+    with _explained(store, table.table_uri):
+        return table.transaction_version(name)
+
+
 def _landed(store: ObjectStore, table: DeltaTable, commit_name: str, *, since: int) -> bool:
-    newest = DeltaTable(table.table_uri, storage_options=store.delta_options)
-    commits = newest.history(newest.version() - since) if newest.version() > since else []
-    return any(one.get(COMMIT_NAME) == commit_name for one in commits)
+    refresh(store, table)
+    return any(one.get("commitInfo", {}).get(COMMIT_NAME) == commit_name for one in _actions(store, table, since))
+
+
+def _actions(store: ObjectStore, table: DeltaTable, since: int) -> Iterator[dict[str, Any]]:
+    """What the commits after version `since` say. DeltaTable.history would keep all threads of the process from running
+    while it waits for the store (deltalake 1.6)."""
+    log = table.table_uri.rstrip("/").rpartition("/")[2] + "/_delta_log"
+    for version in range(since + 1, table.version() + 1):
+        yield from map(json.loads, store.read(f"{log}/{version:020}.json").splitlines())
 
 
 @contextlib.contextmanager

@@ -24,12 +24,13 @@ from pipeline.storage.delta_table import (
     CommitLost,
     commit,
     compact,
+    largest,
     make_table,
     open_table,
     read_table,
-    was_committed,
+    refresh,
 )
-from pipeline.storage.log_append import LogAppend, Refused, next_seq
+from pipeline.storage.log_append import LogAppend, Refused
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.schemas import EDITS, QUARANTINE
 
@@ -110,7 +111,8 @@ class EditLog:
         safe to repeat. With `again` rows speak although the log has heard them: what differs from the slots is
         appended, which is how an older answer is restored.
         """
-        return LogAppend(self._store, TABLE, attempts=self._attempts, set_aside=self._set_aside, again=again)
+        attempts = self._attempts(TABLE, EDITS)
+        return LogAppend(self._store, TABLE, attempts=attempts, set_aside=self._set_aside, again=again)
 
     def compact(self, *, keep_hours: int = KEEP_HOURS) -> int:
         """Join the small files of both tables, and remove files that only versions older than `keep_hours` need or that
@@ -131,7 +133,7 @@ class EditLog:
         One commit. Unlike a row of a file, a retraction made here speaks every time it is called.
         """
         wanted = set(slot_ids)
-        for table in self._attempts():
+        for table in self._attempts(TABLE, EDITS):
             entries = [entry for entry in self.live(table.version()) if entry.edit.slot_id in wanted]
             if not entries:
                 return []
@@ -139,7 +141,7 @@ class EditLog:
                 (entry.seq, Edit(op="retract", prompt=entry.edit.prompt, subject=entry.edit.subject, author=author))
                 for entry in entries
             ]
-            first_seq = next_seq(self._store, table)
+            first_seq = largest(self._store, table, "seq") + 1
             batch_id = _digest(RETRACT_SOURCE, first_seq, *(entry.edit.slot_id for entry in entries))
             rows = _log_rows(edit_rows(retractions), source=RETRACT_SOURCE, batch_id=batch_id, first_seq=first_seq)
             try:
@@ -147,26 +149,23 @@ class EditLog:
             except CommitLost:
                 continue
             return entries
-        raise self._crowded()
+        raise AssertionError("attempts end with an error")
 
-    def _attempts(self) -> Iterator[DeltaTable]:
+    def _attempts(self, name: str, schema: pa.Schema) -> Iterator[DeltaTable]:
+        """The table, each time at its newest version."""
+        table = make_table(self._store, name, schema)
         for attempt in range(MOST_ATTEMPTS):
-            if attempt:
-                time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
-            yield make_table(self._store, TABLE, EDITS)
-        raise self._crowded()
+            yield table
+            time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
+            refresh(self._store, table)
+        raise StoreError(f"{self._store.uri}: others kept writing first; nothing of this call landed, run it again.")
 
     def _set_aside(self, refused: Sequence[Refused]) -> None:
         """Write refused rows, each once, whether it comes again in the same batch or in a grown file."""
-        moment = datetime.now(UTC)
-        for attempt in range(MOST_ATTEMPTS):
-            if attempt:
-                time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
-            table = make_table(self._store, QUARANTINE_TABLE, QUARANTINE)
-            batches = [name for name in {one.batch_id: None for one in refused} if not was_committed(table, name)]
-            if not batches:
-                return
-            there = set(read_table(self._store, table, ["row_id"])["row_id"].to_pylist())
+        moment, sources = datetime.now(UTC), sorted({one.source for one in refused})
+        for table in self._attempts(QUARANTINE_TABLE, QUARANTINE):
+            held = read_table(self._store, table, ["row_id"], where=pc.field("source").isin(sources))
+            there = set(held["row_id"].to_pylist())
             rows = {
                 row_id: {
                     "row_id": row_id,
@@ -178,19 +177,16 @@ class EditLog:
                     "ingested_at": moment,
                 }
                 for one in refused
-                if one.batch_id in batches
-                and (row_id := _digest(one.source, one.rejection.row, one.rejection.raw)) not in there
+                if (row_id := _digest(one.source, one.rejection.row, one.rejection.raw)) not in there
             }
+            if not rows:
+                return
             new = pa.Table.from_pylist(list(rows.values()), schema=QUARANTINE)
             try:
-                commit(self._store, table, new, transactions=batches)
+                commit(self._store, table, new)
             except CommitLost:
                 continue
             return
-        raise self._crowded()
-
-    def _crowded(self) -> StoreError:
-        return StoreError(f"{self._store.uri}: others kept writing first; nothing of this call landed, run it again.")
 
 
 def _log_rows(edits: pa.Table, *, source: str, batch_id: str, first_seq: int) -> pa.Table:

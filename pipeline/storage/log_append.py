@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from pipeline.errors import StoreError
 from pipeline.storage.batches import ColumnBatch, Counts, Rejection
-from pipeline.storage.delta_table import CommitLost, commit_files, read_batches, was_committed
+from pipeline.storage.delta_table import CommitLost, commit_files, committed_since, largest, read_batches, was_committed
 from pipeline.storage.log_heard import ENTRY, Heard
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.slot_table import Ids, Mask, Numbers, by_id, decide, ids_of
@@ -35,11 +35,21 @@ class Refused:
     rejection: Rejection
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A batch of the stream with `count` good rows; `after` is the id of the one before it in its source."""
+
+    batch_id: str
+    after: str
+    source: str
+    count: int
+
+
 class LogAppend:
     """A context: leaving it without `commit` leaves the log as it was. Every method raises StoreError.
 
-    `attempts` gives the newest version of the table again and again, and ends with an error; `again`: rows speak
-    although the log has heard them.
+    `attempts` gives the table at its newest version, for a start and for each attempt to commit, and ends with an
+    error; `again`: rows speak although the log has heard them.
     """
 
     def __init__(
@@ -47,14 +57,16 @@ class LogAppend:
         store: ObjectStore,
         name: str,
         *,
-        attempts: Callable[[], Iterator[DeltaTable]],
+        attempts: Iterator[DeltaTable],
         set_aside: Callable[[list[Refused]], None],
         again: bool = False,
     ) -> None:
         self._store, self._attempts, self._set_aside, self._again = store, attempts, set_aside, again
-        self._table = next(attempts())
-        self._staged = StagedFiles(store, name, first_free=next_seq(store, self._table))
-        self._batches: list[tuple[str, str, int]] = []  # id, source and number of good rows
+        self._table = next(attempts)
+        self._version = self._table.version()
+        self._staged = StagedFiles(store, name, first_free=largest(store, self._table, "seq") + 1)
+        self._batches: list[_Read] = []
+        self._fresh: set[str] = set()
         # What stays in memory of the rows, a part for each batch.
         self._slots: list[Ids] = []
         self._edit_ids: list[Ids] = []
@@ -86,10 +98,11 @@ class LogAppend:
             return
         self._seen.add(batch.batch_id)
         # A batch that the log has stays there: its rows will not speak, whatever is decided later.
-        if not self._again and was_committed(self._table, batch.batch_id):
+        read = _Read(batch.batch_id, batch.after, batch.source, count)
+        if not self._again and self._is_known(read):
             self._unchanged += count
             return
-        self._batches.append((batch.batch_id, batch.source, count))
+        self._batches.append(read)
         self._slots.append(ids_of(batch.edits["slot_id"]))
         self._edit_ids.append(ids_of(batch.edits["edit_id"]))
         self._retracts.append(pc.equal(batch.edits["op"], "retract").to_numpy())
@@ -106,22 +119,23 @@ class LogAppend:
         self._flush_rejections()
         slots, edit_ids = _joined(self._slots, _NO_IDS), _joined(self._edit_ids, _NO_IDS)
         retracts = _joined(self._retracts, np.empty(0, bool))
-        batch_ids = [batch_id for batch_id, _, _ in self._batches]
-        counts = [count for _, _, count in self._batches]
-        numbers = {source: number for number, source in enumerate(dict.fromkeys(one[1] for one in self._batches))}
-        source = np.repeat(np.array([numbers[one[1]] for one in self._batches], np.int64), counts)
+        batch_ids = [one.batch_id for one in self._batches]
+        counts = [one.count for one in self._batches]
+        numbers = {source: number for number, source in enumerate(dict.fromkeys(one.source for one in self._batches))}
+        source = np.repeat(np.array([numbers[one.source] for one in self._batches], np.int64), counts)
         row = _joined(self._places, np.empty(0, np.int64))
         heard = Heard(slots, edit_ids, sources=list(numbers), source=source, row=row)
-        known = [False] * len(batch_ids)
+        known = np.zeros(len(batch_ids), bool)  # or they would not be here
         order = by_id(slots)
-        for table in self._attempts():
+        for table in self._attempts:
             heard.take_in(read_batches(self._store, table, ENTRY, where=pc.field("seq") >= heard.next_seq))
-            # None was known when it was added.
-            if table.version() > self._table.version() and not self._again:
-                known = [was_committed(table, batch_id) for batch_id in batch_ids]
-            silent = np.repeat(np.array(known, bool), counts) | (heard.silent & (not self._again))
+            if not self._again:
+                meanwhile = committed_since(self._store, table, self._version)
+                known |= np.array([one in meanwhile for one in batch_ids], bool)
+            self._version = table.version()
+            silent = np.repeat(known, counts) | (heard.silent & (not self._again))
             decided = decide(order, slots, edit_ids, retracts=retracts, silent=silent, held=heard.held)
-            if not all(known):
+            if not known.all():
                 files = self._staged.settle(decided.new, first_free=heard.next_seq)
                 self._may_be_committed = True
                 try:
@@ -142,6 +156,16 @@ class LogAppend:
             )
         raise AssertionError("attempts end with an error")
 
+    def _is_known(self, read: _Read) -> bool:
+        """Whether the log had the batch when the stream began.
+
+        A batch is only ever recorded with or after the one before it: behind a fresh one the log need not be searched.
+        """
+        if read.after not in self._fresh and was_committed(self._store, self._table, read.batch_id):
+            return True
+        self._fresh.add(read.batch_id)
+        return False
+
     def _flush_rejections(self) -> None:
         if self._rejections:
             self._set_aside(self._rejections)
@@ -153,9 +177,3 @@ def _joined(parts: list[Any], nothing: Any) -> Any:
     whole = np.concatenate([nothing, *parts])
     parts.clear()
     return whole
-
-
-def next_seq(store: ObjectStore, table: DeltaTable) -> int:
-    """The number of the next entry. Numbers rise from entry to entry, with gaps."""
-    largest = (pc.max(part["seq"]).as_py() for part in read_batches(store, table, ["seq"]) if part.num_rows)
-    return max(largest, default=-1) + 1

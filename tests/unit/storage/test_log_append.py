@@ -306,8 +306,8 @@ def test_a_rival_that_commits_at_every_turn_ends_in_a_sentence(log: EditLog, mon
         patch.setattr(log_append, "commit_files", after_a_rival)
         with pytest.raises(StoreError, match="others kept writing first; nothing of this call landed"):
             stream(log, *MINE)
-    assert len(said(log)) == 4
-    assert len(list(Path(log._store.uri, "edits").glob("*.parquet"))) == 4
+    assert len(said(log)) == 3
+    assert len(list(Path(log._store.uri, "edits").glob("*.parquet"))) == 3
 
 
 def test_an_ingest_that_loses_its_turn_writes_no_file_again_unless_its_rows_changed(
@@ -350,3 +350,21 @@ def test_refused_rows_are_kept_though_the_ingest_is_not(log: EditLog, answers: l
     assert len(log.quarantine()) in (0, 1)
     log.append(one)
     assert len(log.quarantine()) == 1
+
+
+def test_a_file_that_grew_is_known_up_to_its_first_new_batch_and_not_searched_for_behind_it(
+    log: EditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file: list[Batch] = []
+    for number in range(5):
+        rows = ((2 * number, up(f"p{number}", "1")), (2 * number + 1, up("same", "1")))
+        file.append(Batch("file", rows, (), file[-1].batch_id if file else ""))
+    assert stream(log, *file[:2]) == Counts(ingested=3, duplicates=1)
+    stream(log, batch(up("same", "2"), source="g"))
+    searched: list[str] = []
+    real = log_append.was_committed
+    monkeypatch.setattr(
+        log_append, "was_committed", lambda store, table, name: (searched.append(name), real(store, table, name))[1]
+    )
+    assert stream(log, *file) == Counts(ingested=4, unchanged=4, superseded=1, duplicates=2)
+    assert searched == [one.batch_id for one in file[:3]]
