@@ -1,12 +1,13 @@
 """Ingesting a large stream beside reading and rewriting the same file: `python -m benchmarks.ingest [--json]`.
 
 Random edits (prompt, target, subject, one rephrase; letters beyond ASCII in half of the names; 1 row in 1,000 is
-refused and 1 in 100 supersedes an earlier one) lie in one JSONL and one Parquet file. `wiseline ingest` takes each into
-an empty store on a local Ray that is up already. `speed_over_pyarrow`: the time of pyarrow alone (read_json or
-read_table, then write_table, with a thread per CPU) over the time of `ingest`, whole calls; pyarrow is measured before
-and after, in a process of its own, and the mean counts. `peak_gib`: the most memory that the driver and all processes
-of its Ray held at once, shared pages counted once (PSS), Ray's own daemons and its object store included. Sampled:
-private memory twice a second, the rest (object store, mapped files) every 2.5 seconds.
+refused and 1 in 100 supersedes an earlier one) lie in one JSONL and one Parquet file. `wiseline ingest` takes each
+into an empty store on a local Ray that is up already. `speed_over_pyarrow`: the time of pyarrow alone (read_json or
+read_table, then write_table, with a thread per CPU) over the time of `ingest`, whole calls; pyarrow is measured
+before and after, in a process of its own, and the mean counts. On a busy machine the CPU seconds say more.
+`peak_gib`: the most memory that the driver and all processes of its Ray held at once, shared pages counted once
+(PSS), Ray's own daemons and its object store included. Sampled: private memory twice a second, the rest (object
+store, mapped files) every 2.5 seconds.
 """
 
 import argparse
@@ -56,8 +57,11 @@ def main() -> None:
         in_a_process("write", folder, str(options.rows))
         found = {kind: compared(folder, kind, options.rows) for kind in FORMATS}
     table = Table("file", "ingest s", "pyarrow s", "speed over pyarrow, at least 0.5", "peak GiB, at most 3", "daemons")
+    table.add_column("CPU s of ingest")
+    table.add_column("of pyarrow")
     for kind, one in found.items():
         keys = ("ingest_seconds", "pyarrow_seconds", "speed_over_pyarrow", "peak_gib", "daemons_gib")
+        keys += ("ingest_cpu_seconds", "pyarrow_cpu_seconds")
         table.add_row(f"{options.rows} rows, {kind}", *(f"{one[key]:.2f}" for key in keys))
     Console().print(table)
     if options.json:
@@ -71,9 +75,11 @@ def main() -> None:
 def compared(folder: str, kind: str, rows: int) -> dict[str, float]:
     before = in_a_process("pyarrow", folder, kind)
     found: dict[str, float] = in_a_process("ingest", folder, kind, str(rows))
-    pyarrow_seconds = (before + in_a_process("pyarrow", folder, kind)) / 2
+    after = in_a_process("pyarrow", folder, kind)
+    pyarrow_seconds, pyarrow_cpu_seconds = ((one + other) / 2 for one, other in zip(before, after, strict=True))
     return found | {
         "pyarrow_seconds": pyarrow_seconds,
+        "pyarrow_cpu_seconds": pyarrow_cpu_seconds,
         "speed_over_pyarrow": pyarrow_seconds / found["ingest_seconds"],
     }
 
@@ -114,17 +120,17 @@ def edits(rows: int) -> Iterator[list[dict[str, str]]]:
         yield chunk
 
 
-def rewrite(folder: str, kind: str) -> float:
-    """Seconds that pyarrow alone takes."""
+def rewrite(folder: str, kind: str) -> tuple[float, float]:
+    """Seconds that pyarrow alone takes, and of CPU."""
     import pyarrow.json as pj
 
     pa.set_cpu_count(os.cpu_count() or 1)  # OMP_NUM_THREADS would bind it
     source, target = Path(folder, f"edits.{kind}"), Path(folder, "rewritten.parquet")
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     pq.write_table(pj.read_json(source) if kind == "jsonl" else pq.read_table(source), target)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     target.unlink()
-    return seconds
+    return seconds, cpu_seconds
 
 
 def ingest_file(folder: str, kind: str, rows: str) -> dict[str, float]:
@@ -141,14 +147,18 @@ def ingest_file(folder: str, kind: str, rows: str) -> dict[str, float]:
         report = ingest(config, [f"{folder}/edits.{kind}"])
         seconds = time.perf_counter() - started
     assert report.ingested + report.quarantined == report.rows == int(rows), report
-    return {"ingest_seconds": seconds, "peak_gib": memory.peak, "daemons_gib": memory.daemons}
+    found = {"ingest_seconds": seconds, "ingest_cpu_seconds": memory.cpu_seconds}
+    return found | {"peak_gib": memory.peak, "daemons_gib": memory.daemons}
 
 
 class Memory:
-    """GiB that this process and its descendants hold: the `peak`, and what was `daemons` of Ray in it."""
+    """GiB that this process and its descendants hold: the `peak`, and what was `daemons` of Ray in it; and what all of
+    them took of the CPU, the sampling included."""
 
     def __enter__(self) -> "Memory":
         self.peak = self.daemons = 0.0
+        self._cpu_before = {pid: cpu_seconds(pid) for pid in family(os.getpid())}
+        self._cpu = dict(self._cpu_before)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -157,6 +167,11 @@ class Memory:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._count_cpu(family(os.getpid()))
+        self.cpu_seconds = sum(self._cpu.values()) - sum(self._cpu_before.values())
+
+    def _count_cpu(self, pids: list[int]) -> None:
+        self._cpu |= {pid: max(self._cpu.get(pid, 0.0), cpu_seconds(pid)) for pid in pids}
 
     def _watch(self) -> None:
         shared = daemons = 0.0
@@ -164,6 +179,7 @@ class Memory:
             if self._over.wait(SECONDS_BETWEEN_SAMPLES):
                 return
             pids = family(os.getpid())
+            self._count_cpu(pids)
             private = sum(gib(pid, "status", "RssAnon") for pid in pids)
             if sample % SAMPLES_BETWEEN_WALKS == 0:
                 held = {pid: gib(pid, "smaps_rollup", "Pss") for pid in pids}
@@ -188,6 +204,14 @@ def gib(pid: int, file: str, field: str) -> float:
     except OSError:  # it has ended
         return 0.0
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{field}:")), 0.0)
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 def is_worker(pid: int) -> bool:

@@ -368,3 +368,20 @@ def test_a_file_that_grew_is_known_up_to_its_first_new_batch_and_not_searched_fo
     )
     assert stream(log, *file) == Counts(ingested=4, unchanged=4, superseded=1, duplicates=2)
     assert searched == [one.batch_id for one in file[:3]]
+
+
+def test_files_without_statistics_are_read_for_what_these_would_say(
+    log: EditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(staged_files, "_stats", lambda rows: f'{{"numRecords": {rows.num_rows}}}')
+        stream(log, *MINE)
+    stream(log, batch(up("p", "3"), source="h"))
+    log.retract([P.slot_id])
+    stream(log, batch(up("p", "4"), source="i"))
+    assert [(edit.op, edit.target) for *_, edit in said(log)][3:] == [
+        ("upsert", "2"),
+        ("upsert", "3"),
+        ("retract", ""),
+        ("upsert", "4"),
+    ]
