@@ -37,10 +37,9 @@ class Refused:
 
 @dataclass(frozen=True)
 class _Read:
-    """A batch of the stream with `count` good rows; `after` is the id of the one before it in its source."""
+    """A batch of the stream with `count` good rows."""
 
     batch_id: str
-    after: str
     source: str
     count: int
 
@@ -98,11 +97,10 @@ class LogAppend:
             return
         self._seen.add(batch.batch_id)
         # A batch that the log has stays there: its rows will not speak, whatever is decided later.
-        read = _Read(batch.batch_id, batch.after, batch.source, count)
-        if not self._again and self._is_known(read):
+        if not self._again and self._is_known(batch):
             self._unchanged += count
             return
-        self._batches.append(read)
+        self._batches.append(_Read(batch.batch_id, batch.source, count))
         self._slots.append(ids_of(batch.edits["slot_id"]))
         self._edit_ids.append(ids_of(batch.edits["edit_id"]))
         self._retracts.append(pc.equal(batch.edits["op"], "retract").to_numpy())
@@ -156,14 +154,14 @@ class LogAppend:
             )
         raise AssertionError("attempts end with an error")
 
-    def _is_known(self, read: _Read) -> bool:
+    def _is_known(self, batch: ColumnBatch) -> bool:
         """Whether the log had the batch when the stream began.
 
         A batch is only ever recorded with or after the one before it: behind a fresh one the log need not be searched.
         """
-        if read.after not in self._fresh and was_committed(self._store, self._table, read.batch_id):
+        if batch.after not in self._fresh and was_committed(self._store, self._table, batch.batch_id):
             return True
-        self._fresh.add(read.batch_id)
+        self._fresh.add(batch.batch_id)
         return False
 
     def _flush_rejections(self) -> None:
