@@ -20,6 +20,7 @@ from jobs.retract_edits import retract_command
 from jobs.run_round import round_command
 from jobs.serve import serve_command
 from jobs.status import status_command
+from jobs.submit import submit_command
 from pipeline.errors import WiselineError
 
 TRACEBACK_VARIABLE = "WISELINE_TRACEBACK"
@@ -44,6 +45,7 @@ app.command("serve")(serve_command)
 app.command("ask")(ask_command)
 app.command("export")(export_command)
 app.command("status")(status_command)
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit_command)
 app.add_typer(releases, name="releases")
 releases.command("list")(list_command)
 releases.command("show")(show_command)
