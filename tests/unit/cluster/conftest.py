@@ -31,8 +31,12 @@ def program(name: str) -> str:
 
 @functools.cache
 def rendered(overlay: str) -> list[dict[str, Any]]:
+    return render(KUBERAY / "overlays" / overlay)
+
+
+def render(folder: Path) -> list[dict[str, Any]]:
     """What `kubectl apply -k` would send."""
-    command = [program("kubectl"), "kustomize", str(KUBERAY / "overlays" / overlay)]
+    command = [program("kubectl"), "kustomize", str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     return list(yaml.safe_load_all(ended.stdout))

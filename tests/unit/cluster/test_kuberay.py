@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from pipeline.config import Config, load_config
 from pipeline.serving.declared import EndpointArguments
 from tests.unit.cluster.closed_schema import json_schema_of
-from tests.unit.cluster.conftest import KUBERAY, OVERLAYS, ROOT, named, pods, ray_clusters, rendered
+from tests.unit.cluster.conftest import KUBERAY, OVERLAYS, ROOT, named, pods, ray_clusters, render, rendered
 
 DEFINITIONS = ROOT.parent / "shared/kuberay-crds"
 KUBERNETES = "1.34"  # the version whose schemas the other manifests are held against
@@ -258,3 +258,30 @@ def test_users_get_the_definitions_that_were_tested() -> None:
         pytest.skip(f"no {DEFINITIONS}")
     assert {name: hashlib.sha256((DEFINITIONS / name).read_bytes()).hexdigest() for name in sums} == sums
     assert set(sums) == {file.name for file in DEFINITIONS.glob("*.yaml")}
+
+
+def test_an_overlay_of_ones_own(tmp_path: Path) -> None:
+    """As overlays/cpu says how, with S3 by the cloud's own accounts."""
+    above = os.path.relpath(KUBERAY, tmp_path.resolve())
+    (tmp_path / "ray_config.yaml").write_text("model: {path: /models/mine}\n")
+    (tmp_path / "kustomization.yaml").write_text(
+        f"""
+        resources: [{above}/overlays/cpu]
+        components: [{above}/components/workload-identity]
+        images: [{{name: wiseline, newName: registry.example.com/wiseline}}]
+        configMapGenerator:
+          - {{name: wiseline-config, namespace: wiseline, behavior: replace, files: [ray_config.yaml]}}
+        """
+    )
+    manifests = render(tmp_path)
+    config = next(one for one in manifests if one["kind"] == "ConfigMap")
+    assert config["data"] == {"ray_config.yaml": "model: {path: /models/mine}\n"}
+    roles = {
+        one["metadata"]["name"]: one["metadata"].get("annotations", {}).get("eks.amazonaws.com/role-arn", "")[:8]
+        for one in manifests
+        if one["kind"] == "ServiceAccount"
+    }
+    assert roles == {"wiseline": "arn:aws:", "wiseline-head": "arn:aws:", "wiseline-nightly": ""}
+    [cluster] = [one for one in manifests if one["kind"] == "RayCluster"]
+    [container] = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert container["image"].startswith("registry.example.com/wiseline:")

@@ -31,7 +31,7 @@ from tests.tiny_world import publish_release, save_model
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
 COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "export"]
-COMMANDS += ["status", "submit", "releases", "keys"]
+COMMANDS += ["status", "schedule", "submit", "releases", "keys"]
 
 
 @dataclass
