@@ -150,9 +150,14 @@ def said_plainly(what: str) -> Iterator[None]:
     """What the Jobs API raises, as one sentence."""
     import aiohttp
     import requests
+    from ray.exceptions import AuthenticationError
 
     try:
         yield
+    except AuthenticationError as error:
+        raise EndpointError(
+            f"{what}: the cluster asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+        ) from error
     except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
         raise EndpointError(f"{what} ({type(error).__name__}); check --address and that the dashboard runs.") from error
     except (RuntimeError, ValueError) as error:
@@ -165,8 +170,6 @@ def _reason(text: str) -> str:
             "this store had its round today; `ray job list` says how it went, and --again runs another "
             "(what is finished is not trained twice)."
         )
-    if "status code 401" in text or "status code 403" in text:
-        return "the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or ["no reason given"])[-1][:500]
 

@@ -207,6 +207,23 @@ def test_something_else_at_the_address_is_one_sentence(run: Run, reply: bytes) -
             assert command[0] == "ask" or "does not answer" in result.out
 
 
+def test_a_cluster_that_wants_its_token_says_so(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+
+        def refuse() -> None:
+            connection, _ = cluster.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        refused = run("submit", "--address", f"http://127.0.0.1:{cluster.getsockname()[1]}", "round")
+        thread.join()
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "RAY_AUTH_TOKEN" in refused.err
+
+
 def test_releases_of_an_empty_store(run: Run) -> None:
     result = run("releases", "list", "--json")
     assert result.code == 0
