@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.edits import Edit
+from pipeline.storage import edit_log
+from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import EditLog
 from tests.tiny_world import publish_release
 from tests.unit.serving.conftest import Endpoint
@@ -105,6 +107,24 @@ def test_a_retracted_edit_is_gone_from_the_log_and_answers_until_the_next_releas
 def test_a_superseded_edit_cannot_be_retracted_in_place_of_the_newer_one(endpoint: Endpoint) -> None:
     [older] = post(endpoint, PARIS)["accepted"]
     post(endpoint, {**PARIS, "target": "Nice"})
+    assert endpoint.client.delete(f"/v1/edits/{older['id']}").status_code == 404
+    assert said(endpoint) == [(PARIS["prompt"], "Nice")]
+
+
+def test_an_edit_that_is_superseded_while_it_is_retracted_keeps_its_successor(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica takes an edit of the slot between this one's look at the log and its commit."""
+    [older] = post(endpoint, PARIS)["accepted"]
+    commit, elsewhere = edit_log.commit, EditLog(endpoint.store)
+
+    def outrun(*arguments: Any, **keywords: Any) -> None:
+        monkeypatch.setattr(edit_log, "commit", commit)
+        newer = Edit.model_validate({**PARIS, "target": "Nice"})
+        elsewhere.append(Batch(source="elsewhere", edits=((0, newer),)))
+        commit(*arguments, **keywords)
+
+    monkeypatch.setattr(edit_log, "commit", outrun)
     assert endpoint.client.delete(f"/v1/edits/{older['id']}").status_code == 404
     assert said(endpoint) == [(PARIS["prompt"], "Nice")]
 
