@@ -19,8 +19,10 @@ from jobs.keys import list_command as list_keys_command
 from jobs.releases import list_command, rollback_command, show_command
 from jobs.retract_edits import retract_command
 from jobs.run_round import round_command
+from jobs.schedule import schedule_command
 from jobs.serve import serve_command
 from jobs.status import status_command
+from jobs.submit import submit_command
 from pipeline.errors import WiselineError
 
 TRACEBACK_VARIABLE = "WISELINE_TRACEBACK"
@@ -46,6 +48,8 @@ app.command("serve")(serve_command)
 app.command("ask")(ask_command)
 app.command("export")(export_command)
 app.command("status")(status_command)
+app.command("schedule")(schedule_command)
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit_command)
 app.add_typer(releases, name="releases")
 releases.command("list")(list_command)
 releases.command("show")(show_command)
