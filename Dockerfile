@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # wiseline with everything it imports, for KubeRay and for single machines; the tag is the version of Ray.
-#   docker build --target cpu  --tag wiseline:2.60.0 .
+#   docker build --target cpu  --tag wiseline:2.60.0 --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
 #   docker build --target cuda --tag wiseline-cuda:2.60.0 .
 # Bases are pinned by tag: nobody here could look their digests up. Pin yours: --build-arg PYTHON=python:…@sha256:…
 ARG PYTHON=python:3.11.13-slim-bookworm
@@ -14,8 +14,9 @@ WORKDIR /src
 # What wiseline needs, from pyproject.toml and constraints.txt alone: this layer stays while only the source changes.
 FROM build AS dependencies-cpu
 COPY pyproject.toml constraints.txt ./
-# Torch's builds for CPUs carry a suffix in their version, and lie in an index of their own.
-RUN pip install --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)" \
+# Torch's builds for CPUs lie in an index of PyTorch's own: name it here, or torch brings gigabytes of CUDA.
+ARG TORCH_INDEX
+RUN pip install ${TORCH_INDEX:+"--index-url=$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
  && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > needed.txt \
  && pip install --constraint constraints.txt --requirement needed.txt
 
