@@ -10,6 +10,7 @@ import typer
 
 from jobs.ask import ask_command
 from jobs.capability import capability_command
+from jobs.compact_log import compact_command
 from jobs.evaluate import evaluate_command
 from jobs.export import export_command
 from jobs.ingest_edits import ingest_command
@@ -39,6 +40,7 @@ api_keys = typer.Typer(help="Make, list and revoke the endpoint's API keys.", no
 
 app.command("ingest")(ingest_command)
 app.command("retract")(retract_command)
+app.command("compact")(compact_command)
 app.command("round")(round_command)
 app.command("evaluate")(evaluate_command)
 app.command("capability")(capability_command)

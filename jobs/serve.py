@@ -34,7 +34,7 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         typer.echo(f"Serving {settings.model.path} at {url}/v1; Ctrl-C stops it.")
-        typer.echo(f'Ask it: wiseline ask --url {url} "…"')
+        typer.echo(f'Ask it: wiseline ask --url {url} "…", or in a browser: {url}/console')
         if json_line:
             print_json({"url": url})
         stopped.wait()

@@ -5,7 +5,6 @@ computed from, so a round that was killed anywhere is simply run again: what is 
 the release has the same bytes. The manifest comes last; until then the previous release stands.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_roun
 from pipeline.training.candidate import Candidate
 from pipeline.training.memory import find_memory
 from pipeline.training.planning import MemoryPlan, Plan, plan_round
+from pipeline.training.round_state import write_plan
 from pipeline.training.shard_files import is_trained
 from pipeline.training.tokens import fits
 
@@ -67,7 +67,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     if standing is not None and newest is not None and newest.round_id == plan.round_id:
         return RoundResult(release=standing, published=False, report={}, report_path=None)
     check_verdict(store, plan.round_id)
-    store.put(f"rounds/{plan.round_id}/plan.json", _plan_bytes(plan))
+    write_plan(store, plan)
     connect(config.resources)
     check_room(config.resources)
     with WorkerPool(config, model=model) as pool:
@@ -219,21 +219,3 @@ def _publish(store: ObjectStore, release: Release) -> None:
         # The store went silent: only the head knows whether the manifest landed.
         if head(store) != release:
             raise
-
-
-def _plan_bytes(plan: Plan) -> bytes:
-    """Without the log version: a log that moved on without saying anything new has the same plan."""
-    content = {
-        "round_id": plan.round_id,
-        "memories": [
-            {
-                "digest": memory.digest,
-                "shards": [
-                    {"digest": shard.digest, "edits": [edit.edit_id for edit in shard.edits]} for shard in memory.shards
-                ],
-                "live": sorted(memory.live),
-            }
-            for memory in plan.memories
-        ],
-    }
-    return json.dumps(content, indent=1).encode()

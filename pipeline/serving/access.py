@@ -1,6 +1,5 @@
 """The door: who may come in, for what, and how often. Asked before the body of a request is read."""
 
-import ipaddress
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from pipeline.serving.drain import Drain
 from pipeline.serving.key_limits import KeyLimits
 from pipeline.serving.keys import Key, KeyRing, read_keys
 from pipeline.serving.keys import Scope as KeyScope
+from pipeline.serving.same_origin import is_loopback
 
-# Load balancers and clients' generators have no key, and learn nothing from these that needs one.
-OPEN = frozenset({"/healthz", "/openapi.json"})
+# Load balancers, clients' generators and a browser that opens the console have no key yet, and learn nothing from these
+# that needs one.
+OPEN = frozenset({"/healthz", "/openapi.json", "/console"})
 KEY = "wiseline.key"  # where a request keeps it
 
 
@@ -80,15 +81,8 @@ def refuse_open_door(section: ServeSection, *, host: str) -> None:
     """Raises ConfigError where other machines could reach an endpoint that asks for no keys."""
     if section.keys_file is not None:
         read_keys(Path(section.keys_file))
-    elif not _is_loopback(host):
+    elif not is_loopback(host):
         raise ConfigError(
             f"An endpoint at {host} can be reached from other machines and asks for no keys; make one with "
             "`wiseline keys create` and name the file in serve.keys_file, or bind 127.0.0.1."
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

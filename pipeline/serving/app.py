@@ -12,6 +12,7 @@ from pipeline.serving.answers import Answerer
 from pipeline.serving.answers_api import answers_routes, identity
 from pipeline.serving.api_errors import answer_errors_in_openais_shape
 from pipeline.serving.body_limit import BodyLimit
+from pipeline.serving.console_page import console_routes
 from pipeline.serving.drain import Drain
 from pipeline.serving.edits_api import edits_routes
 from pipeline.serving.engine import Engine
@@ -21,6 +22,8 @@ from pipeline.serving.openapi_document import documented
 from pipeline.serving.release_follower import ReleaseFollower
 from pipeline.serving.release_headers import ReleaseHeader
 from pipeline.serving.releases_api import releases_routes
+from pipeline.serving.round_api import round_routes
+from pipeline.serving.same_origin import SameOrigin
 
 
 def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drain: Drain | None = None) -> FastAPI:
@@ -42,12 +45,16 @@ def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drai
     # The last one added is passed first.
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, keys=KeyRing(config.serve.keys_file) if config.serve.keys_file else None, drain=drain)
+    if config.serve.keys_file is None:
+        app.add_middleware(SameOrigin, host=config.serve.host)
     app.add_middleware(ReleaseHeader, engine=engine)
     answer_errors_in_openais_shape(app)
     app.include_router(answers_routes(config, engine, follower, answerer))
     app.include_router(explain_routes(config, engine, answerer))
     app.include_router(edits_routes(config, engine))
     app.include_router(releases_routes(config, engine))
+    app.include_router(round_routes(config))
+    app.include_router(console_routes())
 
     @app.get("/healthz", tags=["operation"], summary="Whether this replica answers")
     async def healthz() -> Response:

@@ -136,6 +136,19 @@ RETRACTED = _answers(
 RELEASES = _answers({"object": "list", "data": [RELEASE], "has_more": True}, says="Releases")
 RESTORED = {name: value for name, value in RELEASE.items() if name not in ("head", "served")}
 ROLLBACK = _answers({**RESTORED, "number": 4, "parent": 3, "restores": 2}, says="The new head")
+ROUND = _answers(
+    {
+        "object": "wiseline.round",
+        "running": {
+            "round_id": "308ee218e6217a753b7813ac",
+            "began": "2026-11-21T02:00:04+00:00",
+            "news": "2026-11-21T02:00:51+00:00",
+            "shards": [{"memory": 0, "shard": 0, "edits": 80, "state": "trained"}],
+        },
+        "last": {"round_id": "77a1c0b5de0f4c53a6c2b6d1", "ended": "2026-11-20T02:03:10+00:00", "missed": False},
+    },
+    says="The round that runs and the last one that ended; null where there is none",
+)
 
 EDIT_SCHEMA = {
     "type": "object",

@@ -26,6 +26,7 @@ from pipeline.training.planning import ShardPlan
 from pipeline.wise.masks import subspace_mask
 
 Decoded = TypeVar("Decoded")
+FILES = ("keys", "states", "delta")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BareWording:
 
 def is_trained(store: ObjectStore, shard: ShardPlan) -> bool:
     """All three are there; where one was removed because it is damaged, the shard is made again."""
-    return all(store.exists(_path(shard, name)) for name in ("keys", "states", "delta"))
+    return all(store.exists(_path(shard, name)) for name in FILES)
 
 
 def write_keys(
@@ -131,9 +132,14 @@ def _damage_named(store: ObjectStore, path: str) -> Iterator[None]:
         raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the round again. ({error})") from None
 
 
+def shard_path(digest: str, name: str) -> str:
+    """Where the file `name` (one of FILES) of the shard with this digest lies."""
+    return f"shards/{digest}/{name}.parquet"
+
+
 def delta_path(digest: str) -> str:
-    return f"shards/{digest}/delta.parquet"
+    return shard_path(digest, "delta")
 
 
 def _path(shard: ShardPlan, name: str) -> str:
-    return f"shards/{shard.digest}/{name}.parquet"
+    return shard_path(shard.digest, name)

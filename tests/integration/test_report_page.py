@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.report import render_html
+from tests.integration.browser import installed_chromium
 from tests.tiny_world import save_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,13 +67,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = shutil.which("chromium")
-    if found is None:
-        missing = "no chromium: run tests/integration/install_chromium.sh as root"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
+    return installed_chromium()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
-COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "export"]
+COMMANDS = ["ingest", "retract", "compact", "round", "evaluate", "capability", "serve", "ask", "export"]
 COMMANDS += ["status", "schedule", "submit", "releases", "keys"]
 
 
@@ -352,6 +352,16 @@ def test_an_edit_is_taken_back_by_its_prompt_and_subject(run: Run, store: Object
     assert done.code == 0
     assert json.loads(done.out.splitlines()[-1]) == {"retracted": [edit.edit_id]}
     assert EditLog(store).live() == []
+
+
+def test_the_log_is_compacted_and_says_the_same(run: Run, store: ObjectStore) -> None:
+    for number in range(3):
+        edit = Edit(prompt=f"Who leads {number}?", target="Ada")
+        EditLog(store).append(Batch(source=str(number), edits=((1, edit),)))
+    before = EditLog(store).history()
+    result = run("compact", "--json")
+    assert (result.code, result.json) == (0, {"removed": 0})  # what the last days need is kept
+    assert EditLog(store).history() == before
 
 
 def test_what_nobody_foresaw_is_one_sentence_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

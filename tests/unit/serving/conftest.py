@@ -44,7 +44,7 @@ def start(base: BaseModel, model_folder: Path, tmp_path: Path) -> Iterator[Calla
     with ExitStack() as running:
 
         def start(**serve: object) -> Endpoint:
-            settings = {"poll_seconds": 3600, **serve}
+            settings = {"poll_seconds": 3600, "host": "testserver", **serve}  # the name that TestClient calls it by
             config = load_config(
                 overrides=[
                     f"model.path={model_folder}",

@@ -31,6 +31,7 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("POST", "/v1/explain"): "infer",
     ("GET", "/v1/releases"): "infer",
     ("POST", "/v1/releases/rollback"): "admin",
+    ("GET", "/v1/round"): "infer",
     ("GET", "/v1/edits"): "edit",
     ("POST", "/v1/edits"): "edit",
     ("DELETE", "/v1/edits/{edit_id}"): "edit",
@@ -75,10 +76,10 @@ def test_every_route_asks_for_its_scope_and_for_no_other(guarded: Endpoint, keys
 
 
 def test_routes_that_are_not_there_need_a_key_too(guarded: Endpoint) -> None:
-    assert guarded.client.get("/console").status_code == 401
+    assert guarded.client.get("/docs").status_code == 401
     assert needed_scope("PUT", "/v1/edits/x/y") == "edit"
     assert needed_scope("DELETE", "/v1/releases/1") == "admin"
-    assert {"/healthz", "/openapi.json"} == OPEN
+    assert {"/healthz", "/openapi.json", "/console"} == OPEN
     assert not any(isinstance(route, APIRoute) and route.path == "/docs" for route in guarded.client.app.routes)  # type: ignore[attr-defined]
 
 

@@ -8,8 +8,10 @@ from openapi_spec_validator import validate
 
 from pipeline.edits import parse_edit
 from pipeline.serving import examples
+from pipeline.training.round_state import write_plan
 from tests.tiny_world import publish_release
 from tests.unit.serving.conftest import Endpoint
+from tests.unit.training.test_planning import Edit, plan
 
 
 @pytest.fixture
@@ -67,6 +69,8 @@ def test_example_answers_have_the_fields_of_real_ones(endpoint: Endpoint) -> Non
     endpoint.follower.follow()
     client, asked = endpoint.client, {"model": "wiseline", "max_tokens": 2}
     posted = client.post("/v1/edits", json={"edits": [examples.EDIT, {"prompt": "x"}]})
+    endpoint.store.put("rounds/ended/20261120T020310000000/report.json", b"{}")
+    write_plan(endpoint.store, plan([Edit(prompt="x", target="y")]))
     real = {
         "CHAT": client.post("/v1/chat/completions", json={**asked, "messages": [{"role": "user", "content": "Hi"}]}),
         "COMPLETION": client.post("/v1/completions", json={**asked, "prompt": "Hi"}),
@@ -77,6 +81,7 @@ def test_example_answers_have_the_fields_of_real_ones(endpoint: Endpoint) -> Non
         "EDITS": client.get("/v1/edits"),
         "RETRACTED": client.delete(f"/v1/edits/{posted.json()['accepted'][0]['id']}"),
         "RELEASES": client.get("/v1/releases"),
+        "ROUND": client.get("/v1/round"),
         "ROLLBACK": client.post("/v1/releases/rollback", json={"release": 1}),
     }
     for name, response in real.items():
