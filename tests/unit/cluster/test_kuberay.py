@@ -15,6 +15,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from pipeline.config import Config, load_config
+from pipeline.serving.carry_on import in_serves_proxy
 from pipeline.serving.declared import EndpointArguments
 from tests.unit.cluster.closed_schema import json_schema_of
 from tests.unit.cluster.conftest import KUBERAY, OVERLAYS, ROOT, named, pods, ray_clusters, render, rendered
@@ -114,6 +115,16 @@ def test_serve_reads_its_config_whole(overlay: str) -> None:
     assert workers["minReplicas"] >= scaling["min_replicas"] >= 2  # so that one may be drained
     assert workers["maxReplicas"] > scaling["max_replicas"]
     assert scaling["target_ongoing_requests"] <= config_of(overlay).serve.max_batch_requests
+
+
+@overlay
+def test_answers_of_the_endpoint_outlive_their_replica(overlay: str) -> None:
+    """Serve's proxies take the middleware from their environment; heads have proxies too."""
+    path = in_serves_proxy.__module__ + "." + in_serves_proxy.__name__
+    cluster = ray_clusters(overlay)["RayService"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        assert {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": path} in container["env"]
 
 
 def closed_keys(said: dict[str, Any], schema: Any) -> None:
