@@ -10,6 +10,7 @@ import typer
 
 from jobs.ask import ask_command
 from jobs.capability import capability_command
+from jobs.compact_log import compact_command
 from jobs.evaluate import evaluate_command
 from jobs.export import export_command
 from jobs.ingest_edits import ingest_command
@@ -18,8 +19,10 @@ from jobs.keys import list_command as list_keys_command
 from jobs.releases import list_command, rollback_command, show_command
 from jobs.retract_edits import retract_command
 from jobs.run_round import round_command
+from jobs.schedule import schedule_command
 from jobs.serve import serve_command
 from jobs.status import status_command
+from jobs.submit import submit_command
 from pipeline.errors import WiselineError
 
 TRACEBACK_VARIABLE = "WISELINE_TRACEBACK"
@@ -37,6 +40,7 @@ api_keys = typer.Typer(help="Make, list and revoke the endpoint's API keys.", no
 
 app.command("ingest")(ingest_command)
 app.command("retract")(retract_command)
+app.command("compact")(compact_command)
 app.command("round")(round_command)
 app.command("evaluate")(evaluate_command)
 app.command("capability")(capability_command)
@@ -44,6 +48,8 @@ app.command("serve")(serve_command)
 app.command("ask")(ask_command)
 app.command("export")(export_command)
 app.command("status")(status_command)
+app.command("schedule")(schedule_command)
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit_command)
 app.add_typer(releases, name="releases")
 releases.command("list")(list_command)
 releases.command("show")(show_command)

@@ -69,27 +69,27 @@ def ingest_command(
 
 
 def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> IngestReport:
-    """Append what is new in the files to the edit log and say what each row was; connects to Ray if need be.
+    """Append what is new in the files to the edit log, in one commit, and say what each row was; connects to Ray if
+    need be.
 
     Raises WiselineError before anything is written when a file is missing or unreadable or the store is not safe to
-    write to. Every step may be repeated: after a crash or OutcomeUnknown the same call adds what is missing.
+    write to. Every step may be repeated: after a crash or OutcomeUnknown the same call ends as if nothing had happened.
     """
     from pipeline.actors.cluster import connect
     from pipeline.actors.ingestor import find_files, read_batches
-    from pipeline.storage.batches import Counts, SlotContent
     from pipeline.storage.edit_log import EditLog
     from pipeline.storage.object_store import open_store
 
     sources = find_files(paths, s3_endpoint_url=config.store.s3_endpoint_url)
     log = EditLog(open_store(config.store, probe=True))
     connect(config.resources)
-    counts = Counts()
-    said: dict[str, SlotContent] = {}
     refused: list[RejectedRow] = []
-    for batch in read_batches(sources, config.edits):
-        counts += log.append(batch, said=said, again=again)
-        room = SHOWN_REJECTIONS - len(refused)
-        refused += [RejectedRow(batch.source, bad.row, bad.reason) for bad in batch.rejections[:room]]
+    with log.appending(again=again) as stream:
+        for batch in read_batches(sources, config.edits):
+            stream.add(batch)
+            room = SHOWN_REJECTIONS - len(refused)
+            refused += [RejectedRow(batch.source, bad.row, bad.reason) for bad in batch.rejections[:room]]
+        counts = stream.commit()
     return IngestReport(
         files=len(sources),
         rows=counts.rows,

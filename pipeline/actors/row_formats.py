@@ -4,6 +4,7 @@ A reader raises before its first row when the file as a whole cannot be read; fr
 JSONL, CSV and Parquet are read in bounded memory; a JSON array is one value and is loaded whole.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -22,6 +23,7 @@ LARGEST_ROW = 4 * 2**20
 # An unclosed quote would swallow the rest of a CSV file; a record longer than this is taken for one.
 MOST_LINES_PER_RECORD = 200
 PARQUET_ROWS = 1000
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,19 @@ def is_supported(uri: str) -> bool:
 
 def read_jsonl(uri: str, file: BinaryIO) -> Iterator[RawRow]:
     for number, line in _lines(file):
-        if line is None:
-            yield RawRow(number, problem=f"the row is larger than {LARGEST_ROW} bytes")
-        elif line.strip():
-            yield RawRow(number, text=line.strip())
+        if (row := line_row(number, line)) is not None:
+            yield row
+
+
+def line_row(number: int, line: bytes | None) -> RawRow | None:
+    """What one line of JSONL says; None for a blank one. `line` is None where it is too long to hold."""
+    if line is None or len(line) > LARGEST_ROW:
+        return RawRow(number, problem=f"the row is larger than {LARGEST_ROW} bytes")
+    return RawRow(number, text=line.strip()) if line.strip() else None
 
 
 def read_json(uri: str, file: BinaryIO) -> Iterator[RawRow]:
-    data = file.read().removeprefix(b"\xef\xbb\xbf")
+    data = file.read().removeprefix(BYTE_ORDER_MARK)
     try:
         # Bytes that are not UTF-8 become lone surrogates, which only their own row is refused for.
         rows = json.loads(data.decode("utf-8", "surrogateescape"))
@@ -120,24 +127,44 @@ def read_csv(uri: str, file: BinaryIO) -> Iterator[RawRow]:
 
 
 def read_parquet(uri: str, file: BinaryIO) -> Iterator[RawRow]:
+    parquet = open_parquet(uri, file)
+    number = 0
+    with broken_parquet(uri, lambda: number):
+        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS):
+            for index in range(batch.num_rows):
+                number += 1
+                yield table_row(number, batch, index)
+
+
+def open_parquet(uri: str, file: BinaryIO) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise CorruptObject(f"{uri} is not a Parquet file ({_first_line(error)}); nothing of it was read.") from None
-    _require_prompt(uri, parquet.schema_arrow.names)
-    number = 0
+    names = parquet.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise CorruptObject(f"{uri} names a column twice ({', '.join(names)}); nothing of it was read.")
+    _require_prompt(uri, names)
+    return parquet
+
+
+@contextlib.contextmanager
+def broken_parquet(uri: str, rows_read: Callable[[], int]) -> Iterator[None]:
     try:
-        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS):
-            for index in range(batch.num_rows):
-                number += 1
-                try:
-                    row = batch.slice(index, 1).to_pylist()[0]
-                except UnicodeDecodeError:
-                    yield RawRow(number, problem="the text is not valid UTF-8")
-                else:
-                    yield _json_row(number, row)
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise CorruptObject(f"{uri} cannot be read after row {number} ({_first_line(error)}).") from None
+        raise CorruptObject(f"{uri} cannot be read after row {rows_read()} ({_first_line(error)}).") from None
+
+
+def table_row(number: int, table: pa.Table | pa.RecordBatch, index: int) -> RawRow:
+    """What row `index` of some columns says."""
+    try:
+        row = table.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return RawRow(number, problem="the text is not valid UTF-8")
+    except (ValueError, OverflowError) as error:  # a date behind the year 9999, a record that names a field twice
+        return RawRow(number, problem=f"the row cannot be read ({_first_line(error)})")
+    return _json_row(number, row)
 
 
 FORMATS: dict[str, Callable[[str, BinaryIO], Iterator[RawRow]]] = {
@@ -155,7 +182,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     while line := file.readline(LARGEST_ROW + 1):
         number += 1
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
+            line = line.removeprefix(BYTE_ORDER_MARK)
         if len(line) <= LARGEST_ROW:
             yield number, line
             continue

@@ -1,20 +1,27 @@
-"""What reading a batch of rows changes in the log: a pure function of the batch and of what the log holds.
+"""A batch of rows and its id, and what is counted of its rows.
 
-A batch's id is derived from its content. The same batch, or the same row of the same file, never speaks twice: reading
-an old file again neither revives a retracted edit nor undoes a newer one.
+What a row changes in the log, row by row in the order of a call:
+
+1. A row is silent, and changes nothing, when the log knows its batch, or an earlier batch of the call is the same (then
+   it counts as a duplicate), or the row is the last thing the log heard from this row of this source. So reading an old
+   file again neither revives a retracted edit nor undoes a newer one. With `again` no row is silent.
+2. A row that says what the last speaking row of the call said about its slot is a duplicate of that.
+3. A row that says what its slot holds is unchanged. Any other row is new.
+
+`slot_table.decide` does this for millions of rows at once.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
-from pipeline.edits import Edit
+import pyarrow as pa
+import pyarrow.compute as pc
 
-# What a slot holds: the edit's id, or None where it is empty (never filled, or retracted).
-SlotContent = str | None
-NEVER_TOUCHED = ""
+from pipeline.edits import Edit
+from pipeline.storage.schemas import CHECKED
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,38 @@ class Batch:
 
     @cached_property
     def batch_id(self) -> str:
-        content = [self.after, [edit.edit_id for _, edit in self.edits], [bad.raw for bad in self.rejections]]
-        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+        return self.columns().batch_id
+
+    def columns(self) -> "ColumnBatch":
+        return ColumnBatch(self.source, edit_rows(self.edits), self.rejections, self.after)
+
+
+@dataclass(frozen=True)
+class ColumnBatch:
+    """A batch as columns: `edits` has the schema CHECKED."""
+
+    source: str
+    edits: pa.Table = field(repr=False)
+    rejections: tuple[Rejection, ...] = ()
+    after: str = ""
+
+    @cached_property
+    def batch_id(self) -> str:
+        """Hash of [after, [edit ids], [what the refused rows say]] as JSON, put together without a list of the ids."""
+        ids = self.edits["edit_id"].combine_chunks()
+        joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids), '", "')[0].as_py()
+        quoted = f'"{joined}"' if joined else ""
+        raws = json.dumps([bad.raw for bad in self.rejections])
+        return hashlib.blake2b(f'["{self.after}", [{quoted}], {raws}]'.encode(), digest_size=16).hexdigest()
+
+
+def edit_rows(edits: Iterable[tuple[int, Edit]]) -> pa.Table:
+    """(row, edit) one by one as columns of the schema CHECKED."""
+    rows = [
+        edit.model_dump(mode="json") | {"edit_id": edit.edit_id, "slot_id": edit.slot_id, "row": row}
+        for row, edit in edits
+    ]
+    return pa.Table.from_pylist(rows, schema=CHECKED)
 
 
 @dataclass(frozen=True)
@@ -58,48 +95,3 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rows to append, and what the slots hold afterwards: in the log (`slots`) and as this call said (`said`)."""
-
-    rows: tuple[tuple[int, Edit], ...]
-    counts: Counts
-    slots: dict[str, SlotContent] = field(repr=False)
-    said: dict[str, SlotContent] = field(repr=False)
-
-
-def plan_append(
-    batch: Batch,
-    slots: Mapping[str, SlotContent],
-    *,
-    said: Mapping[str, SlotContent],
-    known: bool,
-    read_before: Mapping[int, str],
-) -> Plan:
-    """Decide row by row what is new.
-
-    `slots`: what the log holds; `said`: what earlier rows of this call said about a slot; `known`: the log has this
-    batch; `read_before`: what the log last heard from each row of the same source.
-    """
-    held: dict[str, SlotContent] = {}
-    spoken: dict[str, SlotContent] = {}
-    rows: list[tuple[int, Edit]] = []
-    unchanged = duplicates = superseded = retracted = 0
-    for row, edit in batch.edits:
-        slot, content = edit.slot_id, edit.edit_id if edit.op == "upsert" else None
-        before = held[slot] if slot in held else slots.get(slot)
-        told = spoken[slot] if slot in spoken else said.get(slot, NEVER_TOUCHED)
-        spoken[slot] = content
-        if told == content:
-            duplicates += 1
-        elif known or before == content or read_before.get(row) == edit.edit_id:
-            unchanged += 1
-        else:
-            rows.append((row, edit))
-            held[slot] = content
-            retracted += content is None
-            superseded += content is not None and before is not None
-    counts = Counts(len(rows), unchanged, duplicates, len(batch.rejections), superseded, retracted)
-    return Plan(tuple(rows), counts, held, spoken)

@@ -1,13 +1,14 @@
 """The edit log: Delta tables `edits/` (append-only upserts and retractions) and `quarantine/` (rows refused, and why).
 
-The newest entry of a slot wins; history stays. Commits are serial, so `seq` numbers the entries 0, 1, 2, … without gaps
-whatever runs at the same time, and the same files read in the same order give the same log.
+The newest entry of a slot wins; history stays. Commits are serial: the entries of each stand behind all before it,
+whatever runs at the same time, and the same files read in the same order give the same log. The column `seq` orders the
+entries and has gaps; the `seq` of a LogEntry numbers them 0, 1, 2, …, and as the log only grows it keeps its number.
 """
 
 import hashlib
 import random
 import time
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,9 +18,19 @@ from deltalake import DeltaTable
 from pydantic import ValidationError
 
 from pipeline.edits import TUPLES, Edit
-from pipeline.errors import CorruptObject, StoreError
-from pipeline.storage.batches import Batch, Counts, Rejection, SlotContent, plan_append
-from pipeline.storage.delta_table import CommitLost, commit, make_table, open_table, read_table, was_committed
+from pipeline.errors import ConfigError, CorruptObject, StoreError
+from pipeline.storage.batches import Batch, Counts, Rejection, edit_rows
+from pipeline.storage.delta_table import (
+    CommitLost,
+    commit,
+    compact,
+    largest,
+    make_table,
+    open_table,
+    read_table,
+    refresh,
+)
+from pipeline.storage.log_append import LogAppend, Refused
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.schemas import EDITS, QUARANTINE
 
@@ -28,6 +39,10 @@ QUARANTINE_TABLE = "quarantine"
 RETRACT_SOURCE = "wiseline retract"
 # 16 ingests at once need at most 16 turns each; far above that something else is wrong.
 MOST_ATTEMPTS = 100
+# Rounds and ingests that began with an older version of the log have ended by then; Delta's own default.
+KEEP_HOURS = 7 * 24
+# Twice as long as an ingest may take.
+LEAST_KEEP_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -40,21 +55,11 @@ class LogEntry:
     ingested_at: datetime
 
 
-@dataclass
-class _State:
-    """What the newest version of the log holds, kept between appends so that each one reads only what is new."""
-
-    version: int
-    slots: dict[str, SlotContent]
-    next_seq: int
-
-
 class EditLog:
     """The log of one store. Reading methods take the newest version unless one is named; raise StoreError."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._state: _State | None = None
 
     def version(self) -> int | None:
         """The newest version, which a round may name as its snapshot; None before the first ingest."""
@@ -64,14 +69,14 @@ class EditLog:
     def history(self, version: int | None = None) -> list[LogEntry]:
         """Every entry ever made, in log order."""
         table = open_table(self._store, TABLE, version=version)
-        return [] if table is None else _entries(read_table(self._store, table).sort_by("seq"))
+        return [] if table is None else _entries(_numbered(read_table(self._store, table)))
 
     def live(self, version: int | None = None) -> list[LogEntry]:
         """The newest entry of each slot that is not retracted, in log order."""
         table = open_table(self._store, TABLE, version=version)
         if table is None:
             return []
-        rows = read_table(self._store, table).sort_by("seq")
+        rows = _numbered(read_table(self._store, table))
         newest = {slot: index for index, slot in enumerate(rows["slot_id"].to_pylist())}
         rows = rows.take(pa.array(sorted(newest.values()), pa.int64()))
         return _entries(rows.filter(pc.equal(rows["op"], "upsert")))
@@ -93,34 +98,34 @@ class EditLog:
         rows.sort(key=lambda row: (row["source"], row["row"]))
         return [(row["source"], Rejection(row["row"], row["reason"], row["raw"])) for row in rows]
 
-    def append(
-        self, batch: Batch, *, said: MutableMapping[str, SlotContent] | None = None, again: bool = False
-    ) -> Counts:
-        """Append what is new in `batch`: refused rows to quarantine/, then edits in one commit; say what each row was.
+    def append(self, batch: Batch, *, again: bool = False) -> Counts:
+        """Append what is new in one batch; `appending` is the same for a stream of them."""
+        with self.appending(again=again) as stream:
+            stream.add(batch.columns())
+            return stream.commit()
 
-        `said` carries what earlier batches of the same call said about each slot and is brought up to date; a row that
-        repeats it is a duplicate. Appending a batch again changes nothing, so after OutcomeUnknown, or a crash
-        anywhere, the same call is safe to repeat. With `again` its rows speak although the log has heard them: what
-        differs from the slots is appended, which is how an older answer is restored.
+    def appending(self, *, again: bool = False) -> LogAppend:
+        """A stream of batches that becomes one commit: refused rows go to quarantine/, then all edits appear at once.
+
+        Appending what the log has heard changes nothing, so after OutcomeUnknown, or a crash anywhere, the same call is
+        safe to repeat. With `again` rows speak although the log has heard them: what differs from the slots is
+        appended, which is how an older answer is restored.
         """
-        said = {} if said is None else said
-        self._set_aside(batch)
-        read_before: dict[int, str] = {}
-        for table, state in self._attempts():
-            known = not again and was_committed(table, batch.batch_id)
-            if not known and not again:
-                read_before = self._read_before(table, batch)
-            plan = plan_append(batch, state.slots, said=said, known=known, read_before=read_before)
-            if not known:
-                rows = _log_rows(plan.rows, source=batch.source, batch_id=batch.batch_id, first_seq=state.next_seq)
-                try:
-                    commit(self._store, table, rows, transaction=batch.batch_id)
-                except CommitLost:
-                    continue
-                self._advance(state, table, plan.slots, len(plan.rows))
-            said.update(plan.said)
-            return plan.counts
-        raise self._crowded()
+        attempts = self._attempts(TABLE, EDITS)
+        return LogAppend(self._store, TABLE, attempts=attempts, set_aside=self._set_aside, again=again)
+
+    def compact(self, *, keep_hours: int = KEEP_HOURS) -> int:
+        """Join the small files of both tables, and remove files that only versions older than `keep_hours` need or that
+        a killed ingest left behind; how many were removed. What the log says does not change.
+
+        Raises ConfigError for less than LEAST_KEEP_HOURS: an ingest may run that has not committed its files yet.
+        """
+        if keep_hours < LEAST_KEEP_HOURS:
+            raise ConfigError(
+                f"--keep-hours is {keep_hours}; ingests and rounds that run need at least {LEAST_KEEP_HOURS}."
+            )
+        tables = [open_table(self._store, name) for name in (TABLE, QUARANTINE_TABLE)]
+        return sum(compact(self._store, table, keep_hours=keep_hours) for table in tables if table is not None)
 
     def retract(
         self, slot_ids: Iterable[str], *, author: str | None = None, edit_id: str | None = None
@@ -131,10 +136,10 @@ class EditLog:
         One commit. Unlike a row of a file, a retraction made here speaks every time it is called.
         """
         wanted = set(slot_ids)
-        for table, state in self._attempts():
+        for table in self._attempts(TABLE, EDITS):
             entries = [
                 entry
-                for entry in self.live(state.version)
+                for entry in self.live(table.version())
                 if entry.edit.slot_id in wanted and edit_id in (None, entry.edit.edit_id)
             ]
             if not entries:
@@ -143,87 +148,72 @@ class EditLog:
                 (entry.seq, Edit(op="retract", prompt=entry.edit.prompt, subject=entry.edit.subject, author=author))
                 for entry in entries
             ]
-            batch_id = _digest(RETRACT_SOURCE, state.next_seq, *(entry.edit.slot_id for entry in entries))
-            rows = _log_rows(retractions, source=RETRACT_SOURCE, batch_id=batch_id, first_seq=state.next_seq)
+            first_seq = largest(self._store, table, "seq") + 1
+            batch_id = _digest(RETRACT_SOURCE, first_seq, *(entry.edit.slot_id for entry in entries))
+            rows = _log_rows(edit_rows(retractions), source=RETRACT_SOURCE, batch_id=batch_id, first_seq=first_seq)
             try:
-                commit(self._store, table, rows, transaction=batch_id)
+                commit(self._store, table, rows, transactions=[batch_id])
             except CommitLost:
                 continue
-            self._advance(state, table, {entry.edit.slot_id: None for entry in entries}, len(entries))
             return entries
-        raise self._crowded()
+        raise AssertionError("attempts end with an error")
 
-    def _attempts(self) -> Iterator[tuple[DeltaTable, _State]]:
+    def _attempts(self, name: str, schema: pa.Schema) -> Iterator[DeltaTable]:
+        """The table, each time at its newest version."""
+        table = make_table(self._store, name, schema)
         for attempt in range(MOST_ATTEMPTS):
-            if attempt:
-                time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
-            yield self._current()
+            yield table
+            time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
+            refresh(self._store, table)
+        raise StoreError(f"{self._store.uri}: others kept writing first; nothing of this call landed, run it again.")
 
-    def _current(self) -> tuple[DeltaTable, _State]:
-        """The table and its newest state, which is read again only where the table moved since we last looked."""
-        table = make_table(self._store, TABLE, EDITS)
-        state = self._state
-        if state is None or state.version != table.version():
-            rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"]).sort_by("seq")
-            slots = {row["slot_id"]: row["edit_id"] if row["op"] == "upsert" else None for row in rows.to_pylist()}
-            state = _State(table.version(), slots, rows.num_rows)
-        self._state = state
-        return table, state
-
-    def _advance(self, state: _State, table: DeltaTable, slots: dict[str, SlotContent], count: int) -> None:
-        state.version = table.version()  # only now: a commit that failed may have moved the table object all the same
-        state.slots.update(slots)
-        state.next_seq += count
-
-    def _read_before(self, table: DeltaTable, batch: Batch) -> dict[int, str]:
-        """Row -> edit id that the log last heard from this source: a file that grew is read from its start, but only
-        its end is new; a file that is overwritten speaks where a row changed."""
-        rows = read_table(self._store, table, ["seq", "row", "edit_id"], where=pc.field("source") == batch.source)
-        return {row["row"]: row["edit_id"] for row in rows.sort_by("seq").to_pylist()}
-
-    def _set_aside(self, batch: Batch) -> None:
-        """Write the batch's refused rows, each once, whether it comes again in the same batch or in a grown file."""
-        if not batch.rejections:
-            return
-        moment = datetime.now(UTC)
-        for _ in range(MOST_ATTEMPTS):
-            table = make_table(self._store, QUARANTINE_TABLE, QUARANTINE)
-            if was_committed(table, batch.batch_id):
-                return
-            there = set(read_table(self._store, table, ["row_id"])["row_id"].to_pylist())
-            rows = [
-                {
-                    "row_id": _digest(batch.source, bad.row, bad.raw),
-                    "source": batch.source,
-                    "row": bad.row,
-                    "reason": bad.reason,
-                    "raw": bad.raw,
-                    "batch_id": batch.batch_id,
+    def _set_aside(self, refused: Sequence[Refused]) -> None:
+        """Write refused rows, each once, whether it comes again in the same batch or in a grown file."""
+        moment, sources = datetime.now(UTC), sorted({one.source for one in refused})
+        for table in self._attempts(QUARANTINE_TABLE, QUARANTINE):
+            held = read_table(self._store, table, ["row_id"], where=pc.field("source").isin(sources))
+            there = set(held["row_id"].to_pylist())
+            rows = {
+                row_id: {
+                    "row_id": row_id,
+                    "source": one.source,
+                    "row": one.rejection.row,
+                    "reason": one.rejection.reason,
+                    "raw": one.rejection.raw,
+                    "batch_id": one.batch_id,
                     "ingested_at": moment,
                 }
-                for bad in batch.rejections
-            ]
-            new = [row for row in rows if row["row_id"] not in there]
+                for one in refused
+                if (row_id := _digest(one.source, one.rejection.row, one.rejection.raw)) not in there
+            }
+            if not rows:
+                return
+            new = pa.Table.from_pylist(list(rows.values()), schema=QUARANTINE)
             try:
-                commit(self._store, table, pa.Table.from_pylist(new, schema=QUARANTINE), transaction=batch.batch_id)
+                commit(self._store, table, new)
             except CommitLost:
                 continue
             return
-        raise self._crowded()
-
-    def _crowded(self) -> StoreError:
-        return StoreError(f"{self._store.uri}: others kept writing first; nothing of this batch landed, run it again.")
 
 
-def _log_rows(edits: Sequence[tuple[int, Edit]], *, source: str, batch_id: str, first_seq: int) -> pa.Table:
-    moment = datetime.now(UTC)
-    rows = [
-        edit.model_dump(mode="json")
-        | {"edit_id": edit.edit_id, "slot_id": edit.slot_id, "source": source, "row": row, "batch_id": batch_id}
-        | {"seq": first_seq + index, "ingested_at": moment}
-        for index, (row, edit) in enumerate(edits)
-    ]
-    return pa.Table.from_pylist(rows, schema=EDITS)
+def _log_rows(edits: pa.Table, *, source: str, batch_id: str, first_seq: int) -> pa.Table:
+    count = edits.num_rows
+    moment = pa.scalar(datetime.now(UTC), EDITS.field("ingested_at").type)
+    columns = {
+        "source": pa.repeat(source, count),
+        "batch_id": pa.repeat(batch_id, count),
+        "seq": pa.array(range(first_seq, first_seq + count), pa.int64()),
+        "ingested_at": pa.repeat(moment, count),
+    }
+    for name, values in columns.items():
+        edits = edits.append_column(name, values)
+    return edits.select(EDITS.names).cast(EDITS)
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    """In log order, numbered without the gaps."""
+    place = rows.schema.get_field_index("seq")
+    return rows.sort_by("seq").set_column(place, "seq", pa.array(range(rows.num_rows), pa.int64()))
 
 
 def _entries(rows: pa.Table) -> list[LogEntry]:

@@ -31,6 +31,9 @@ EDITS = pa.schema(
     ]
 )
 
+# What a row of a file becomes before the log gives it its place.
+CHECKED = pa.schema([field for field in EDITS if field.name not in ("source", "batch_id", "seq", "ingested_at")])
+
 QUARANTINE = pa.schema(
     [
         pa.field("row_id", pa.string(), nullable=False),  # hash of source, row and raw: one line is kept once

@@ -1,8 +1,9 @@
 """`ingest` as a whole: files in, log and quarantine out, on a local Ray."""
 
 import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from jobs.ingest_edits import IngestReport, ingest
 from pipeline.actors import ingestor
 from pipeline.config import Config, StoreSection
 from pipeline.errors import CorruptObject, NotFound, StoreError, WiselineError
+from pipeline.storage import staged_files
 from pipeline.storage.edit_log import EditLog
+from pipeline.storage.log_append import LogAppend
 from pipeline.storage.object_store import ObjectStore
 
 DATA = Path("/work/shared/data")
@@ -294,22 +297,54 @@ def test_a_folder_is_read_without_what_is_not_for_it(work: Workspace) -> None:
     assert counts(work.ingest(str(work.files))) == {"rows": 1, "ingested": 1}
 
 
-def test_an_interrupted_ingest_is_completed_by_the_next(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_ingest_leaves_the_log_as_it_was_and_is_completed_by_the_next(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ingestor, "BATCH_ROWS", 10)
+    monkeypatch.setattr(staged_files, "FILE_ROWS", 10)
     path = work.jsonl("a.jsonl", *({"prompt": f"p{row}", "target": "t"} for row in range(35)), "bad")
-    real: Any = EditLog.append
-    calls: list[Sequence[object]] = []
+    real: Any = LogAppend.add
+    calls: list[object] = []
 
-    def crash_in_the_third(self: EditLog, *arguments: Any, **options: Any) -> Any:
-        calls.append(arguments)
+    def crash_in_the_third(self: LogAppend, batch: object) -> None:
+        calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, *arguments, **options)
+        real(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EditLog, "append", crash_in_the_third)
+        patch.setattr(LogAppend, "add", crash_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             work.ingest(path)
-    assert len(work.log.history()) == 20
-    assert counts(work.ingest(path)) == {"rows": 36, "ingested": 15, "unchanged": 20, "quarantined": 1}
+    assert work.log.history() == []
+    assert list(Path(work.uri, "edits").glob("*.parquet")) == []
+    assert counts(work.ingest(path)) == {"rows": 36, "ingested": 35, "quarantined": 1}
     assert [entry.edit.prompt for entry in work.log.history()] == [f"p{row}" for row in range(35)]
+    assert [entry.row for entry in work.log.history()] == list(range(1, 36))
+    assert len(work.log.quarantine()) == 1
+
+
+def test_a_file_that_breaks_while_it_is_read_leaves_the_log_as_it_was(work: Workspace) -> None:
+    table = pa.table({"prompt": [f"p{row}" for row in range(5000)], "target": ["t"] * 5000})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=1000, compression="none")
+    data = bytearray(sink.getvalue())
+    half = len(data) // 2
+    data[half : half + 5000] = b"\xff" * 5000
+    good = work.jsonl("good.jsonl", {"prompt": "p", "target": "t"})
+    with pytest.raises(StoreError, match="cannot be read after row"):
+        work.ingest(good, work.write("broken.parquet", bytes(data)))
+    assert work.log.history() == []
+    assert counts(work.ingest(good)) == {"rows": 1, "ingested": 1}
+
+
+def test_an_ingest_is_one_version_of_the_log_however_many_files_it_reads(work: Workspace) -> None:
+    work.jsonl("first.jsonl", {"prompt": "p", "target": "t"})
+    work.ingest(str(work.files))
+    version = work.log.version()
+    assert version is not None
+    for name in "abc":
+        work.jsonl(f"{name}.jsonl", *({"prompt": f"{name}{row}", "target": "t"} for row in range(3)), "bad")
+    assert counts(work.ingest(str(work.files))) == {"rows": 13, "ingested": 9, "unchanged": 1, "quarantined": 3}
+    assert work.log.version() == version + 1
+    assert {source for source, _ in work.log.quarantine()} == {str(work.files / f"{name}.jsonl") for name in "abc"}

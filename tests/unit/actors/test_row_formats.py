@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.actors import row_formats
-from pipeline.actors.ingestor import edit_from_json
+from pipeline.actors.checked_rows import edit_from_json
 from pipeline.actors.row_formats import RawRow, read_csv, read_json, read_jsonl, read_rows
 from pipeline.config import EditsSection
 from pipeline.errors import BadEdit, CorruptObject, StoreError

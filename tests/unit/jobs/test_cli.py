@@ -30,8 +30,8 @@ from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[3]
 EDITED = "The capital of France is"
-COMMANDS = ["ingest", "retract", "round", "evaluate", "capability", "serve", "ask", "export"]
-COMMANDS += ["status", "releases", "keys"]
+COMMANDS = ["ingest", "retract", "compact", "round", "evaluate", "capability", "serve", "ask", "export"]
+COMMANDS += ["status", "schedule", "submit", "releases", "keys"]
 
 
 @dataclass
@@ -141,6 +141,10 @@ def test_version(run: Run) -> None:
         (["export", "--to", "out", "--release", "3"], "nothing is published yet"),
         (["releases", "show", "3"], "nothing is published yet"),
         (["releases", "rollback", "3"], "nothing is published yet"),
+        (["submit", "round", "--set", "serve.prot=1"], "did you mean port?"),
+        (["submit", "--working-dir", "nowhere", "round"], "no folder nowhere to send along"),
+        (["submit", "--address", "ray://127.0.0.1:10001", "round"], "it begins with http://"),
+        (["submit", "--address", "http://127.0.0.1:1", "round"], "No job server of Ray answers at http://127.0.0.1:1"),
         (["keys", "create", "me"], "No file for keys is named"),
         (["keys", "create", "me", "--scope", "root", "--set", "serve.keys_file=k"], "scopes are infer, edit, admin"),
         (["keys", "list", "--set", "serve.keys_file=k"], "`wiseline keys create` makes it"),
@@ -158,7 +162,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run, arguments: list[str
     assert sentence in again.json["error"]
 
 
-@pytest.mark.parametrize("arguments", [["asc"], ["ask"], ["ask", "x", "--nope"], ["releases", "show", "zero"]])
+@pytest.mark.parametrize(
+    "arguments", [["asc"], ["ask"], ["ask", "x", "--nope"], ["releases", "show", "zero"], ["submit", "round", "--nope"]]
+)
 def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.code == 2
@@ -199,6 +205,23 @@ def test_something_else_at_the_address_is_one_sentence(run: Run, reply: bytes) -
             thread.join()
             assert (result.code, result.err.count("\n")) == ((1, 1) if command[0] == "ask" else (0, 0))
             assert command[0] == "ask" or "does not answer" in result.out
+
+
+def test_a_cluster_that_wants_its_token_says_so(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+
+        def refuse() -> None:
+            connection, _ = cluster.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        refused = run("submit", "--address", f"http://127.0.0.1:{cluster.getsockname()[1]}", "round")
+        thread.join()
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "RAY_AUTH_TOKEN" in refused.err
 
 
 def test_releases_of_an_empty_store(run: Run) -> None:
@@ -329,6 +352,16 @@ def test_an_edit_is_taken_back_by_its_prompt_and_subject(run: Run, store: Object
     assert done.code == 0
     assert json.loads(done.out.splitlines()[-1]) == {"retracted": [edit.edit_id]}
     assert EditLog(store).live() == []
+
+
+def test_the_log_is_compacted_and_says_the_same(run: Run, store: ObjectStore) -> None:
+    for number in range(3):
+        edit = Edit(prompt=f"Who leads {number}?", target="Ada")
+        EditLog(store).append(Batch(source=str(number), edits=((1, edit),)))
+    before = EditLog(store).history()
+    result = run("compact", "--json")
+    assert (result.code, result.json) == (0, {"removed": 0})  # what the last days need is kept
+    assert EditLog(store).history() == before
 
 
 def test_what_nobody_foresaw_is_one_sentence_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

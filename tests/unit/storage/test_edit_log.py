@@ -1,15 +1,13 @@
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
-from deltalake.exceptions import DeltaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.edits import Edit, LocalityPrompt
-from pipeline.errors import NotFound, OutcomeUnknown
-from pipeline.storage import delta_table, edit_log
+from pipeline.errors import NotFound
+from pipeline.storage import delta_table, log_append, staged_files
 from pipeline.storage.batches import Batch, Counts, Rejection
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
@@ -145,25 +143,6 @@ def test_the_same_file_read_twice_at_the_same_time_lands_once(tmp_path: Path) ->
     assert len(log.quarantine()) == 1
 
 
-def test_after_an_unknown_outcome_the_same_append_completes(log: EditLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer to a commit is lost, once after it happened and once before: repeating it ends in the same log."""
-    real: Any = delta_table.write_deltalake
-    for happened in (True, False):
-        one = batch(up("p", f"happened: {happened}"))
-
-        def lose(*arguments: Any, happened: bool = happened, **options: Any) -> None:
-            if happened:
-                real(*arguments, **options)
-            raise DeltaError("connection reset")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(delta_table, "write_deltalake", lose)
-            with pytest.raises(OutcomeUnknown, match="run the same command again"):
-                log.append(one)
-        log.append(one)
-    assert [entry.edit.target for entry in log.history()] == ["happened: True", "happened: False"]
-
-
 def test_a_crash_between_quarantine_and_log_is_completed_by_the_next_run(
     log: EditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +152,7 @@ def test_a_crash_between_quarantine_and_log_is_completed_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(edit_log, "plan_append", crash)
+        patch.setattr(log_append, "decide", crash)
         with pytest.raises(KeyboardInterrupt):
             log.append(one)
     assert (log.live(), len(log.quarantine())) == ([], 1)
@@ -198,3 +177,52 @@ def test_a_file_that_is_overwritten_speaks_where_a_row_changed(log: EditLog) -> 
         rows = ((1, Edit(prompt="Who?", target=target)), (2, Edit(prompt=f"Day {day}?", target="yes")))
         assert log.append(Batch(source="daily.jsonl", edits=rows)).ingested == 2
     assert next(entry.edit.target for entry in log.live() if entry.edit.prompt == "Who?") == "a"
+
+
+def stream(log: EditLog, *batches: Batch) -> Counts:
+    with log.appending() as appending:
+        for one in batches:
+            appending.add(one.columns())
+        return appending.commit()
+
+
+def test_nothing_of_a_stream_is_seen_before_its_commit(log: EditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staged_files, "FILE_ROWS", 1)
+    log.append(batch(up("p", "1")))
+    before = state(log)
+
+    def give_up() -> None:
+        with log.appending() as appending:
+            for number in range(5):
+                appending.add(batch(up(f"q{number}", "1"), source=str(number)).columns())
+            assert state(log) == before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        give_up()
+    assert state(log) == before
+    assert len(list(Path(log._store.uri, "edits").glob("*.parquet"))) == 1
+
+
+def test_compacting_changes_files_and_nothing_that_the_log_says(log: EditLog) -> None:
+    for number in range(5):
+        log.append(
+            Batch(str(number), ((1, up("p", str(number))), (2, up(f"q{number}", "1"))), (Rejection(3, "bad", "raw"),))
+        )
+    folder = Path(log._store.uri, "edits")
+    (folder / "part-left-by-a-killed-ingest.snappy.parquet").write_bytes(b"PAR1")
+    version, before = log.version(), (log.history(), log.live(), log.quarantine())
+    assert log.compact() == 0
+    assert (log.history(), log.live(), log.quarantine()) == before
+    assert version is not None and log.live(version) == before[1]
+    removed = 0
+    for name in ("edits", "quarantine"):
+        table = delta_table.open_table(log._store, name)
+        assert table is not None
+        removed += delta_table.compact(log._store, table, keep_hours=0)
+    assert removed > 5
+    assert (log.history(), log.live(), log.quarantine()) == before
+    assert len(list(folder.glob("*.parquet"))) == 1
+    assert log.append(batch(up("p", "4"), source="elsewhere")) == Counts(unchanged=1)
+    assert log.append(batch(up("p", "6"), source="elsewhere")) == Counts(ingested=1, superseded=1)
+    assert [entry.seq for entry in log.history()] == list(range(11))
