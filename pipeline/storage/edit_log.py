@@ -7,6 +7,7 @@ whatever runs at the same time, and the same files read in the same order give t
 import hashlib
 import random
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from pipeline.storage.schemas import EDITS, QUARANTINE
 TABLE = "edits"
 QUARANTINE_TABLE = "quarantine"
 RETRACT_SOURCE = "wiseline retract"
+POSTED = "POST /v1/edits"  # source of the edits that an endpoint was given
 # 16 ingests at once need at most 16 turns each; far above that something else is wrong.
 MOST_ATTEMPTS = 100
 
@@ -61,10 +63,16 @@ class EditLog:
         table = open_table(self._store, TABLE)
         return None if table is None else table.version()
 
-    def history(self, version: int | None = None) -> list[LogEntry]:
-        """Every entry ever made, in log order."""
+    def history(self, version: int | None = None, *, since: int = 0) -> list[LogEntry]:
+        """Every entry ever made, in log order; or those from the `seq` on that `since` names."""
         table = open_table(self._store, TABLE, version=version)
-        return [] if table is None else _entries(read_table(self._store, table).sort_by("seq"))
+        where = pc.field("seq") >= since if since else None
+        return [] if table is None else _entries(read_table(self._store, table, where=where).sort_by("seq"))
+
+    def length(self, version: int | None = None) -> int:
+        """How many entries there are."""
+        table = open_table(self._store, TABLE, version=version)
+        return 0 if table is None else read_table(self._store, table, ["seq"]).num_rows
 
     def live(self, version: int | None = None) -> list[LogEntry]:
         """The newest entry of each slot that is not retracted, in log order."""
@@ -122,6 +130,28 @@ class EditLog:
             return plan.counts
         raise self._crowded()
 
+    def append_together(self, batches: Sequence[Batch]) -> list[Counts]:
+        """Append what differs from the slots, one batch after another, in one commit: many small posts cost one.
+
+        Every batch speaks, as with `again`, so each must have an id of its own; none may have rejections."""
+        batch_ids = [batch.batch_id for batch in batches]
+        for table, state in self._attempts():
+            held: dict[str, SlotContent] = {}
+            counts, tables, next_seq = [], [], state.next_seq
+            for batch in batches:
+                plan = plan_append(batch, ChainMap(held, state.slots), said={}, known=False, read_before={})
+                held.update(plan.slots)
+                counts.append(plan.counts)
+                tables.append(_log_rows(plan.rows, source=batch.source, batch_id=batch.batch_id, first_seq=next_seq))
+                next_seq += len(plan.rows)
+            try:
+                commit(self._store, table, pa.concat_tables(tables), transaction=_digest(*batch_ids))
+            except CommitLost:
+                continue
+            self._advance(state, table, held, next_seq - state.next_seq)
+            return counts
+        raise self._crowded()
+
     def retract(self, slot_ids: Iterable[str], *, author: str | None = None) -> list[LogEntry]:
         """Empty slots and return the entries that were live in them; slots already empty are left alone.
 
@@ -153,13 +183,15 @@ class EditLog:
             yield self._current()
 
     def _current(self) -> tuple[DeltaTable, _State]:
-        """The table and its newest state, which is read again only where the table moved since we last looked."""
+        """The table and its newest state; where the table moved since we last looked, only what is new is read."""
         table = make_table(self._store, TABLE, EDITS)
         state = self._state
         if state is None or state.version != table.version():
-            rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"]).sort_by("seq")
+            before = state or _State(-1, {}, 0)
+            newer = pc.field("seq") >= before.next_seq
+            rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"], where=newer).sort_by("seq")
             slots = {row["slot_id"]: row["edit_id"] if row["op"] == "upsert" else None for row in rows.to_pylist()}
-            state = _State(table.version(), slots, rows.num_rows)
+            state = _State(table.version(), before.slots | slots, before.next_seq + rows.num_rows)
         self._state = state
         return table, state
 
