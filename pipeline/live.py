@@ -137,7 +137,9 @@ class LiveEditor:
                 contents, failed = kept, everything
                 continue
             contents = self._with_memory(kept, new, fresh, taught_on=memory is not None)
-            failed = self._failing(contents, fresh.taught.edits)
+            # Earlier edits all of whose wordings still hold are not asked again: their losses say it.
+            asked = [edit for edit in fresh.taught.edits if edit.edit_id in everything | fresh.unsure]
+            failed = self._failing(contents, asked)
             if not failed:
                 break
         if failed == everything:
@@ -157,7 +159,7 @@ class LiveEditor:
         if len(living) + count > self._capacity:
             return None
         taught = memory.taught.only(living)
-        return FreshMemory(taught, memory.delta_DF) if taught else None
+        return FreshMemory(taught, memory.delta_DF, memory.unsure & living) if taught else None
 
     def _with_memory(self, kept: Contents, new: Extracted, fresh: FreshMemory, *, taught_on: bool) -> Contents:
         memory = store_memory(self._store, fresh, base=self._base, config=self._config)

@@ -23,8 +23,15 @@ from pipeline.serving.release_headers import ReleaseHeader
 from pipeline.serving.releases_api import releases_routes
 
 
-def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drain: Drain | None = None) -> FastAPI:
-    """The endpoint over a loaded model. Engine and follower start and stop with the app."""
+def build_app(
+    config: Config,
+    engine: Engine,
+    follower: ReleaseFollower,
+    *,
+    drain: Drain | None = None,
+    replica: str | None = None,
+) -> FastAPI:
+    """The endpoint over a loaded model. Engine and follower start and stop with the app. `replica`: its name."""
     drain = drain or Drain()
     answerer = Answerer(config, engine)
 
@@ -42,7 +49,7 @@ def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drai
     # The last one added is passed first.
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, keys=KeyRing(config.serve.keys_file) if config.serve.keys_file else None, drain=drain)
-    app.add_middleware(ReleaseHeader, engine=engine)
+    app.add_middleware(ReleaseHeader, engine=engine, replica=replica)
     answer_errors_in_openais_shape(app)
     app.include_router(answers_routes(config, engine, answerer))
     app.include_router(explain_routes(config, engine, answerer))

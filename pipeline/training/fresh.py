@@ -9,7 +9,7 @@ as shards of full memories.
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from pipeline.storage.deltas import MemoryMetadata, SideMemory, decode_matrix, e
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef
 from pipeline.training.activations import Activations, joined
-from pipeline.training.fit import Progress, fit
+from pipeline.training.fit import Progress, fit, target_losses
 from pipeline.training.planning import plan_shard
 from pipeline.training.shard import extract_shard
 from pipeline.training.shard_files import BareWording, read_bare_wordings, read_states
@@ -53,6 +53,11 @@ class Extracted:
             states=self.states + more.states,
         )
 
+    def rows(self, where_N: Tensor) -> "Extracted":
+        """Every edit, but only these of the wordings."""
+        rows_N = where_N.nonzero()[:, 0]
+        return replace(self, activations=self.activations.select(rows_N), owner_N=self.owner_N[rows_N])
+
     def only(self, edit_ids: Collection[str]) -> "Extracted | None":
         """Without the edits that live no more: what they say may contradict those that took their place."""
         kept = [place for place, edit in enumerate(self.edits) if edit.edit_id in edit_ids]
@@ -72,8 +77,12 @@ class Extracted:
 
 @dataclass(frozen=True)
 class FreshMemory:
+    """`taught`: the edits, with those of their wordings that hold; later batches are trained beside these. `unsure`:
+    ids of the edits of which a wording does not."""
+
     taught: Extracted
     delta_DF: Tensor
+    unsure: frozenset[str]
 
     @property
     def readouts(self) -> dict[str, Tensor]:
@@ -107,21 +116,26 @@ def teach(
     device = suffix.device
     D, F = new.activations.hidden_NTD.shape[2], new.activations.keys_NTF.shape[2]
     taught = new if memory is None else memory.taught.and_then(new)
+    activations = taught.activations.to(device)
+    stop_loss = max(LIVE_STOP_LOSS, config.training.stop_loss)
+    training = config.training.model_copy(update={"max_steps": steps, "stop_loss": stop_loss})
     *_, delta_DF = fit(
         suffix,
-        taught.activations.to(device),
+        activations,
         mask_DF=torch.ones(D, F, dtype=torch.bool, device=device),
         sibling_keys_MF=torch.zeros(0, F, device=device),
         sibling_penalty=0.0,
-        training=config.training.model_copy(
-            update={"max_steps": steps, "stop_loss": max(LIVE_STOP_LOSS, config.training.stop_loss)}
-        ),
+        training=training,
         seed=config.training.seed,
         bare=len(new.edits) if memory is None else 0,
         start_DF=None if memory is None else memory.delta_DF.to(device),
     )
     assert not isinstance(delta_DF, Progress)
-    return FreshMemory(taught, delta_DF.cpu())
+    losses_N = target_losses(suffix, activations, delta_DF, batch=training.batch_prompts)
+    holds_N = losses_N <= training.stop_loss
+    unsure = {taught.edits[owner].edit_id for owner in taught.owner_N[~holds_N].tolist()}
+    unsure |= memory.unsure if memory else set()
+    return FreshMemory(taught.rows(holds_N), delta_DF.cpu(), frozenset(unsure))
 
 
 def store_memory(store: ObjectStore, memory: FreshMemory, *, base: BaseModel, config: Config) -> ObjectRef:

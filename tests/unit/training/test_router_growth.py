@@ -95,8 +95,8 @@ def test_an_entry_is_reached_when_its_own_prompt_is_routed_to_it(
     assert reached(replace(doubled, threshold=-1e6), twins, [states[OLD]] * 2, encoder=None).count(True) == 1
 
 
-def test_a_bank_outgrows_its_router_by_a_quarter() -> None:
+def test_a_bank_outgrows_its_router_by_half() -> None:
     assert is_outgrown(1, fitted_on=0)
-    assert not is_outgrown(125, fitted_on=100)
-    assert is_outgrown(126, fitted_on=100)
+    assert not is_outgrown(150, fitted_on=100)
+    assert is_outgrown(151, fitted_on=100)
     assert not is_outgrown(5000, fitted_on=100)  # left to the round
