@@ -15,7 +15,8 @@ demo: $(VENV)/installed  ## Install, then run the whole loop on the demo model: 
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/installed-dev  ## Unit, contract and Ray tests
-	$(BIN)/python -m pytest tests/unit tests/contract tests/ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
+	$(BIN)/python -m pytest tests/ray
 
 test-integration: $(VENV)/installed-dev  ## The whole loop against real services (S3 server); skips what is missing
 	$(BIN)/python -m pytest tests/integration

@@ -52,7 +52,7 @@ def main() -> None:
     posted, killed = edits[: -options.after_kill], edits[-options.after_kill :]
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"model.path={ROOT / 'demo' / 'model'}", f"store.uri={folder}", "serve.port=0"]
-        settings += [f"serve.replicas={options.replicas}", "serve.live_edits=true", "serve.poll_seconds=0.5"]
+        settings += [f"serve.replicas={options.replicas}", "serve.live_edits=true"]
         settings += [] if options.encoder else ["router.signals=[keys, subject]"]
         with running_endpoint(load_config(overrides=settings)) as url:
             endpoint = Endpoint(url, options.replicas)

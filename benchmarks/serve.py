@@ -142,7 +142,7 @@ async def at_once(
 
 def asks_engine(engine: Engine) -> Ask:
     async def ask(request: GenerationRequest) -> int:
-        job = engine.submit([request])
+        job = engine.submit([request], whole=True)
         await job.started()
         return [piece async for piece in job.pieces()][-1].tokens
 

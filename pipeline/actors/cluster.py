@@ -36,6 +36,8 @@ def connect(resources: ResourcesSection) -> None:
     # ends with the command needs neither. Whoever set the variable decided otherwise.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Serve's proxy, a worker of this Ray, takes its middleware from the environment alone.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "pipeline.serving.carry_on.in_serves_proxy")
     # "local" never joins a Ray that somebody else started on this machine.
     ray.init(address="local", include_dashboard=False, **quiet)
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 NAME = "wiseline-live-trainer"
 NAMESPACE = "wiseline"
+LOOK_SECONDS = 0.5  # between two looks at the log when there is nothing to do
 LONGEST_PAUSE = 60.0  # seconds between two attempts at the same failure
 FOR_EVER = -1
 
@@ -45,13 +46,13 @@ class LiveTrainer:
                 log.info("%s", conflict)
                 continue
             except Exception as error:  # a store may be silent for a while, and a config or model may be put right
-                pause = min(max(2 * pause, self._config.serve.poll_seconds), LONGEST_PAUSE)
+                pause = min(max(2 * pause, LOOK_SECONDS), LONGEST_PAUSE)
                 log.warning("Live edits wait: %s", error, exc_info=not isinstance(error, WiselineError))
                 release = None
             if release is not None:
                 log.info("Release %d holds %d edits.", release.number, release.edits)
             else:
-                time.sleep(pause or self._config.serve.poll_seconds)
+                time.sleep(pause or LOOK_SECONDS)
 
     def _editor(self) -> LiveEditor:
         config = self._config

@@ -43,6 +43,10 @@ class LoadedRelease:
     def reader(self) -> TextReader:
         return TextReader(self.entries, self.encoder)
 
+    def prepare(self) -> None:
+        """Builds now what the first prompt would otherwise wait for, and all others with it."""
+        _ = self.reader, self.entry_of
+
     @cached_property
     def entry_of(self) -> dict[str, BankEntry]:
         return {entry.edit_id: entry for entry in self.entries}

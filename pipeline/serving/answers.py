@@ -3,8 +3,9 @@
 import asyncio
 import copy
 import time
+import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
@@ -12,13 +13,23 @@ from pipeline.models.generate import GenerationRequest
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
 from pipeline.serving.api_errors import ApiError
-from pipeline.serving.engine import Engine, Job
+from pipeline.serving.engine import Engine, Job, Newest
 from pipeline.serving.logprobs import Spelling
 from pipeline.serving.openai_api import ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
-from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt, seeded_apart
+from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt, seeded, seeded_apart
 
 MODEL_NAME = "wiseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What decides an answer beside its request. A second replica that is given the same goes on where the first one
+    died (`carry_on.py`)."""
+
+    number: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the response; seeds whatever has no seed
+    created: int = field(default_factory=lambda: int(time.time()))
+    release: LoadedRelease | Newest | None = Newest.NEWEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +93,18 @@ class Answerer:
         self._tokenizer = copy.deepcopy(engine.base.tokenizer)
         self._spelling = Spelling(self._tokenizer)
 
-    async def begin(self, body: ChatRequest | CompletionRequest, *, routed: bool = True) -> Answer:
+    async def begin(
+        self, body: ChatRequest | CompletionRequest, *, routed: bool = True, origin: Origin | None = None
+    ) -> Answer:
         """Waits for the first token. Raises ApiError, QueueFull, GenerationFailed or EngineStopped; nothing is then
         left running, nor when the caller is cancelled."""
+        origin = origin or Origin()
         chat = isinstance(body, ChatRequest)
         echo = isinstance(body, CompletionRequest) and body.echo
-        job = self._engine.submit(self._requests(body, routed=routed), stop=body.stop, strip_start=chat)
+        requests = seeded(self._requests(body, routed=routed), origin.number)
+        job = self._engine.submit(
+            requests, stop=body.stop, strip_start=chat, whole=not body.stream, release=origin.release
+        )
         try:
             async with asyncio.timeout(self._config.serve.first_token_seconds):
                 started = await job.started()
@@ -104,6 +121,8 @@ class Answerer:
             model=body.model,
             fingerprint=f"{self._engine.base.fingerprint[:12]}-{release}",
             wiseline=about[0],
+            number=origin.number,
+            created=origin.created,
             prompt_tokens=sum(len(request.prompt_ids) for request in job.requests[:: body.n]),
             spelling=None if body.alternatives is None else self._spelling,
             echoed=[request.text for request in job.requests] if echo else (),

@@ -11,17 +11,19 @@ from pipeline.config import Config
 from pipeline.serving import examples
 from pipeline.serving.answers import MODEL_NAME, Answer, Answerer, number
 from pipeline.serving.api_errors import ApiError, api_error
+from pipeline.serving.carry_on import RELEASE_HEADER
 from pipeline.serving.engine import Engine, EngineStopped, GenerationFailed
 from pipeline.serving.openai_api import ChatRequest, CompletionRequest
-from pipeline.serving.release_headers import RELEASE_HEADER, ROUTE_HEADER, is_routed, wait_for_release
+from pipeline.serving.release_follower import ReleaseFollower
+from pipeline.serving.release_headers import ROUTE_HEADER, is_routed, origin_of, wait_for_release
 
 
-def answers_routes(config: Config, engine: Engine, answerer: Answerer) -> APIRouter:
+def answers_routes(config: Config, engine: Engine, follower: ReleaseFollower, answerer: Answerer) -> APIRouter:
     routes = APIRouter(tags=["OpenAI"])
 
     async def respond(body: ChatRequest | CompletionRequest, http: Request) -> Response:
         await wait_for_release(http, engine, seconds=config.serve.min_release_seconds)
-        answer = await answerer.begin(body, routed=is_routed(http))
+        answer = await answerer.begin(body, routed=is_routed(http), origin=await origin_of(http, follower))
         headers = {RELEASE_HEADER: str(answer.release), ROUTE_HEADER: ", ".join(answer.routes)}
         if body.stream:
             events = _events(answer, include_usage=body.include_usage)

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import EndpointError
 from pipeline.models.base_model import load_base_model
 from pipeline.models.side_memories import MemoryCache
+from pipeline.serving.answers import number
 from pipeline.serving.app import build_app
 from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
@@ -21,6 +22,8 @@ APP_NAME = "wiseline"
 SPARE_REQUESTS = 64
 # For an idle replica to end after its last answer.
 CLOSING_SECONDS = 20
+# How soon a replica that died is noticed, and replaced.
+HEALTH_CHECK_SECONDS = 2
 # A model that does not load will not load the twentieth time (Serve's default) either.
 CONSTRUCTOR_RETRIES = 1
 
@@ -54,6 +57,10 @@ class Endpoint:
         """Refuse new requests and wait for those that have begun; False when `serve.drain_seconds` were not enough."""
         return await self._drain.finish(seconds=self._config.serve.drain_seconds)
 
+    def release(self) -> int:
+        """The number of the release in use; for `broadcast`, which asks every replica."""
+        return number(self._engine.release)
+
     def check_health(self) -> None:
         """Serve replaces a replica whose engine has died; a follower in trouble keeps its release and stays."""
         if not self._engine.alive:
@@ -69,6 +76,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         num_replicas=section.replicas,
         max_ongoing_requests=section.max_queued_requests + section.max_batch_requests + SPARE_REQUESTS,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
     )

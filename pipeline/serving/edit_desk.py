@@ -79,9 +79,11 @@ class EditDesk:
             post.posted = Posted(accepted, refused, next(counts) if accepted else Counts())
 
     def retract(self, edit_id: str, *, author: str | None) -> LogEntry:
-        """Empty the slot that this edit fills. Raises NotFound where it fills none, StoreError otherwise."""
+        """Empty the slot that this edit fills; never of one that came after it. Raises NotFound where it fills none,
+        StoreError otherwise."""
         filled = [entry for entry in self.living() if entry.edit.edit_id == edit_id]
-        taken = self._log().retract([filled[0].edit.slot_id], author=author) if filled else []
+        slots = [entry.edit.slot_id for entry in filled]
+        taken = self._log().retract(slots, author=author, edit_id=edit_id) if filled else []
         if not taken:
             raise NotFound(f"No living edit has the id {edit_id}; GET /v1/edits lists them.")
         return taken[0]

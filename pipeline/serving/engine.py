@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import count
 
 from pipeline.config import ServeSection
@@ -40,6 +41,12 @@ class GenerationFailed(EndpointError):
     """The model raised while it answered this. The engine goes on with other requests."""
 
 
+class Newest(Enum):
+    """In place of a release: the one in use when the first prompt is let in. (None is the base model.)"""
+
+    NEWEST = "newest"
+
+
 @dataclass(frozen=True)
 class Started:
     """What is known before the first text: who answers, and by which memory (one decision per prompt)."""
@@ -51,8 +58,10 @@ class Started:
 class Job:
     """The prompts of one HTTP request and, on the event loop that submitted them, their answers as they are written."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], *, stop: Sequence[str], strip_start: bool) -> None:
-        self.requests, self.stop, self.strip_start = tuple(requests), tuple(stop), strip_start
+    def __init__(
+        self, requests: Sequence[GenerationRequest], *, stop: Sequence[str], strip_start: bool, whole: bool
+    ) -> None:
+        self.requests, self.stop, self.strip_start, self.whole = tuple(requests), tuple(stop), strip_start, whole
         self.cancelled, self.begun = False, False
         self.heard = time.monotonic()  # when the last token came; it need not have been one that shows
         self.release: LoadedRelease | None = None
@@ -147,11 +156,22 @@ class Engine:
         self._thread.join()
 
     def submit(
-        self, requests: Sequence[GenerationRequest], *, stop: Sequence[str] = (), strip_start: bool = False
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        stop: Sequence[str] = (),
+        strip_start: bool = False,
+        whole: bool = False,
+        release: LoadedRelease | Newest | None = Newest.NEWEST,
     ) -> Job:
-        """Queue the prompts of one HTTP request. Raises QueueFull or EngineStopped, and has then queued nothing."""
+        """Queue the prompts of one HTTP request. `whole`: each answer comes as one piece, and the event loop is woken
+        once for it, not for every token. `release`: of an answer that began elsewhere and goes on here.
+
+        Raises QueueFull or EngineStopped, and has then queued nothing."""
         assert requests
-        job = Job(requests, stop=stop, strip_start=strip_start)
+        job = Job(requests, stop=stop, strip_start=strip_start, whole=whole)
+        if not isinstance(release, Newest):
+            job.begin(release)
         with self._changed:
             if not self.alive:
                 raise EngineStopped("The engine of this replica has stopped; ask again, another replica may answer.")
@@ -211,7 +231,7 @@ class Engine:
         if not answer.decided:
             answer.decide(self._backend.decision(token.request))
         piece = answer.add(token)
-        if piece.text or piece.finish:
+        if piece.finish or (piece.text and not answer.job.whole):
             answer.job.send(piece)
         if piece.finish:
             self._leave(token.request)
@@ -240,6 +260,7 @@ class _Answer:
         self._index = index
         self._tokens = 0
         self._unsaid: list[SaidToken] = []
+        self._so_far = Choice(index, "", 0, None)  # of a job that wants whole answers
         self._text = TextStream(
             base.tokenizer, prompt_ids=job.requests[index].prompt_ids, stop=job.stop, strip_start=job.strip_start
         )
@@ -267,4 +288,8 @@ class _Answer:
             cut = self._text.length if self._text.stopped else sys.maxsize
             said = tuple(one for one in self._unsaid if one.offset < cut)
             self._unsaid = []
-        return Choice(self._index, text, self._tokens, finish, said)
+        piece = Choice(self._index, text, self._tokens, finish, said)
+        if self.job.whole:
+            self._so_far = self._so_far.followed_by(piece)
+            return self._so_far
+        return piece

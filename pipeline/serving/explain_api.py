@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline.config import Config
 from pipeline.serving import examples
 from pipeline.serving.answers import MODEL_NAME, Answer, Answerer
+from pipeline.serving.carry_on import RELEASE_HEADER
 from pipeline.serving.engine import Engine
 from pipeline.serving.openai_api import ChatRequest, CompletionRequest, Message, Text
-from pipeline.serving.release_headers import RELEASE_HEADER, ROUTE_HEADER, wait_for_release
+from pipeline.serving.release_headers import ROUTE_HEADER, wait_for_release
 
 
 class ExplainRequest(BaseModel):

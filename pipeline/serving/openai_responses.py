@@ -3,10 +3,8 @@
 `wiseline` is our addition to every body: the release that answered, the route, and the reason when it was asked for.
 """
 
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.serving.logprobs import SaidToken, Spelling, chat_logprobs, text_logprobs
@@ -38,11 +36,11 @@ class Bodies:
     model: str
     fingerprint: str
     wiseline: Mapping[str, Any]
+    number: str
+    created: int
     prompt_tokens: int
     spelling: Spelling | None = None  # writes log-probabilities; None: nobody asked for them
     echoed: Sequence[str] = ()  # per choice, what stands in front of a text completion
-    created: int = field(default_factory=lambda: int(time.time()))
-    number: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def complete(self, choices: Sequence[Choice], *, about: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The whole answer; `about` says for each of several choices what `wiseline` says for the first one."""

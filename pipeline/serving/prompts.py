@@ -85,6 +85,14 @@ def generation_request(
     )
 
 
+def seeded(requests: Sequence[GenerationRequest], number: str) -> list[GenerationRequest]:
+    """What has no seed gets one drawn from the response's number."""
+    draw = random.Random(number)
+    return [
+        request if request.seed is not None else replace(request, seed=draw.getrandbits(63)) for request in requests
+    ]
+
+
 def seeded_apart(request: GenerationRequest, answers: int) -> list[GenerationRequest]:
     """`n` requests from one: the first keeps its seed, the others get seeds drawn from it, so all can be repeated."""
     if request.seed is None:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
+from weakref import WeakValueDictionary
 
 from pipeline.errors import WiselineError
 from pipeline.models.base_model import BaseModel
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
 LONGEST_PAUSE = 60.0  # seconds between two attempts to load the same damaged head
+# Between two looks, where the config does not say: a folder is listed in microseconds, a bucket's listings cost money.
+LOCAL_POLL_SECONDS, POLL_SECONDS = 0.2, 1.0
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,16 @@ class ReleaseFollower:
         base: BaseModel,
         swap: Callable[[LoadedRelease], None],
         *,
-        poll_seconds: float,
+        poll_seconds: float | Literal["auto"],
         memories: MemoryCache | None = None,
     ) -> None:
         self.state = FollowerState()
-        self._store, self._base, self._swap, self._poll_seconds = store, base, swap, poll_seconds
+        self._store, self._base, self._swap = store, base, swap
+        auto = POLL_SECONDS if store.on_s3 else LOCAL_POLL_SECONDS
+        self._poll_seconds = auto if poll_seconds == "auto" else poll_seconds
         self._memories = memories or MemoryCache(base)  # most memories of a release are those of the one before
+        self._loaded: WeakValueDictionary[int, LoadedRelease] = WeakValueDictionary()
+        self._loading = threading.Lock()
         self._failed_head, self._pause, self._next_attempt = 0, 0.0, 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wiseline-follower", daemon=True)
@@ -73,15 +81,31 @@ class ReleaseFollower:
         elif newer[0] != self._failed_head or time.monotonic() >= self._next_attempt:
             self._take_newest(newer[: 1 + FALLBACKS])
 
+    def release(self, number: int) -> LoadedRelease | None:
+        """That release, whichever is in use: an answer that another replica began goes on with it. None for 0.
+
+        Raises WiselineError when it cannot be had."""
+        if number == 0:
+            return None
+        with self._loading:
+            loaded = self._loaded.get(number)
+            if loaded is None:
+                loaded = load_release(
+                    self._store, read_release(self._store, number), self._base, memories=self._memories
+                )
+                loaded.prepare()
+                self._loaded[number] = loaded
+            return loaded
+
     def _take_newest(self, numbers: list[int]) -> None:
         problem: str | None = None
         for number in numbers:
             try:
-                release = read_release(self._store, number)
-                loaded = load_release(self._store, release, self._base, memories=self._memories)
+                loaded = self.release(number)
             except Exception as error:
                 problem = problem or f"Release {number} is not used: {_sentence(error)}"
                 continue
+            assert loaded is not None
             self._swap(loaded)
             self.state = replace(self.state, release=number)
             log.info("Release %d answers from now on.", number)

@@ -3,15 +3,17 @@
 import asyncio
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.serving.answers import number
+from pipeline.serving.answers import Origin, number
 from pipeline.serving.api_errors import RETRY_AFTER, ApiError
+from pipeline.serving.carry_on import ID_HEADER, RELEASE_HEADER, RESUME_HEADER
 from pipeline.serving.engine import Engine
+from pipeline.serving.release_follower import ReleaseFollower
 
-RELEASE_HEADER, ROUTE_HEADER = "x-wiseline-release", "x-wiseline-route"
-REPLICA_HEADER = "x-wiseline-replica"
+ROUTE_HEADER, REPLICA_HEADER = "x-wiseline-route", "x-wiseline-replica"
 MIN_RELEASE_HEADER = "x-wiseline-min-release"
 LOOK_AGAIN = 0.02  # seconds; the follower swaps from a thread of its own
 
@@ -64,3 +66,19 @@ async def wait_for_release(http: Request, engine: Engine, *, seconds: float) -> 
             code="release_not_reached",
             retry_after=RETRY_AFTER,
         ) from None
+
+
+async def origin_of(http: Request, follower: ReleaseFollower) -> Origin:
+    """As `carry_on.py` has named it in the proxy; of its own where nothing stands before this replica.
+
+    Raises ApiError (400) for what it does not write, and WiselineError when the release cannot be had any more."""
+    created, _, drawn = http.headers.get(ID_HEADER, "").partition("-")
+    resumed = http.headers.get(RESUME_HEADER, "")
+    if not drawn:
+        return Origin()
+    if not (created + resumed).isdecimal() or not drawn.isalnum():
+        raise ApiError(400, f"{ID_HEADER} and {RESUME_HEADER} are for the endpoint's own use.", param=ID_HEADER)
+    if not resumed:
+        return Origin(number=drawn, created=int(created))
+    release = await run_in_threadpool(follower.release, int(resumed))
+    return Origin(number=drawn, created=int(created), release=release)

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 # (vLLM's INITIAL_INCREMENTAL_DETOKENIZATION_OFFSET).
 CONTEXT_TOKENS = 5
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 character decodes to
+LONGEST_CHARACTER = 4  # bytes, so as many tokens at most: what stands further back is decided
+MOST_PENDING = 16  # tokens; bytes that never become a character would else be decoded again with every token
 
 
 class TextStream:
@@ -44,27 +46,39 @@ class TextStream:
     def add(self, token_id: int) -> str:
         """Text that is now certain; empty while a character or a possible stop string is unfinished."""
         self._window.append(token_id)
-        text = self._undecoded()
-        if text.endswith(REPLACEMENT):
+        text = self._undecoded(len(self._window))
+        if not text.endswith(REPLACEMENT):
+            return self._release(text, len(self._window))
+        if len(self._window) - self._shown < MOST_PENDING:
             return ""
-        return self._release(text)
+        decided = self._decided(text)
+        return self._release(self._undecoded(decided), decided)
 
     def finish(self) -> str:
         """What was held back: the answer is over, so it can become neither a character nor a stop string."""
-        text = self._release(self._undecoded())
+        text = self._release(self._undecoded(len(self._window)), len(self._window))
         if self.stopped:
             return text
         held, self._held = self._held, ""
         self._certain += len(held)
         return text + held
 
-    def _undecoded(self) -> str:
-        return self._decode(self._window)[len(self._decode(self._window[: self._shown])) :]
+    def _undecoded(self, end: int) -> str:
+        """Text of the window's tokens up to `end` that is not given out or held back yet."""
+        return self._decode(self._window[:end])[len(self._decode(self._window[: self._shown])) :]
 
-    def _release(self, text: str) -> str:
+    def _decided(self, text: str) -> int:
+        """Where the window can be cut with no character in two. Where it cannot (tokens that all begin and end inside
+        characters), it is cut all the same."""
+        last = len(self._window) - LONGEST_CHARACTER
+        cuts = range(last, self._shown, -1)
+        return next((cut for cut in cuts if text.startswith(self._undecoded(cut))), last)
+
+    def _release(self, text: str, end: int) -> str:
+        """`text` is that of the window's tokens up to `end`."""
         if text:
             self._window = self._window[self._shown :]
-            self._shown = len(self._window)
+            self._shown = end - self._shown
         if self._strip_start:
             text = text.lstrip()
             self._strip_start = not text

@@ -152,14 +152,21 @@ class EditLog:
             return counts
         raise self._crowded()
 
-    def retract(self, slot_ids: Iterable[str], *, author: str | None = None) -> list[LogEntry]:
-        """Empty slots and return the entries that were live in them; slots already empty are left alone.
+    def retract(
+        self, slot_ids: Iterable[str], *, author: str | None = None, edit_id: str | None = None
+    ) -> list[LogEntry]:
+        """Empty slots and return the entries that were live in them; slots already empty are left alone, and those
+        that another edit than `edit_id` fills, where it is given.
 
         One commit. Unlike a row of a file, a retraction made here speaks every time it is called.
         """
         wanted = set(slot_ids)
         for table, state in self._attempts():
-            entries = [entry for entry in self.live(state.version) if entry.edit.slot_id in wanted]
+            entries = [
+                entry
+                for entry in self.live(state.version)
+                if entry.edit.slot_id in wanted and edit_id in (None, entry.edit.edit_id)
+            ]
             if not entries:
                 return []
             retractions = [

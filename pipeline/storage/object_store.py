@@ -25,14 +25,14 @@ class ObjectStore:
     """
 
     def __init__(self, uri: str, *, s3_endpoint_url: str | None = None) -> None:
-        self._on_s3 = uri.startswith("s3://")
+        self.on_s3 = uri.startswith("s3://")
         # Absolute, so that a process with another working folder means the same place.
-        self.uri = uri.rstrip("/") if self._on_s3 else str(local_path(uri))
+        self.uri = uri.rstrip("/") if self.on_s3 else str(local_path(uri))
         self.s3_endpoint_url = resolved_endpoint(s3_endpoint_url)
-        if self._on_s3 and not uri.removeprefix("s3://").split("/")[0]:
+        if self.on_s3 and not uri.removeprefix("s3://").split("/")[0]:
             raise ConfigError(f"{uri} names no bucket; store.uri reads s3://bucket/prefix.")
         self._objects: LocalDisk | S3Bucket
-        self._objects = S3Bucket(self.uri, self.s3_endpoint_url) if self._on_s3 else LocalDisk(Path(self.uri))
+        self._objects = S3Bucket(self.uri, self.s3_endpoint_url) if self.on_s3 else LocalDisk(Path(self.uri))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(ObjectStore, self.uri, s3_endpoint_url=self.s3_endpoint_url), ()
@@ -112,14 +112,14 @@ class ObjectStore:
 
     def delta_uri(self, name: str) -> str:
         """Where deltalake finds the table `name`."""
-        if self._on_s3:
+        if self.on_s3:
             return f"{self.uri}/{checked_path(name)}"
         return str(Path(self.uri) / checked_path(name))
 
     @property
     def delta_options(self) -> dict[str, str]:
         """deltalake's storage options; it reads the keys from the AWS_* variables itself."""
-        if not self._on_s3:
+        if not self.on_s3:
             return {}
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         options = {"AWS_REGION": region, "conditional_put": "etag", "timeout": f"{READ_TIMEOUT_SECONDS}s"}

@@ -20,6 +20,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         # Workers import what the tests import, also from a checkout that is not installed.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "pipeline.serving.carry_on.in_serves_proxy")
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()

@@ -22,8 +22,10 @@ from pipeline.config import load_config
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import load_release
+from pipeline.serving.deployment import APP_NAME
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import list_releases
+from tests.ray.processes import pids_of
 from tests.tiny_world import publish_release, save_model
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +203,29 @@ def hang_up(served: Served, body: dict[str, Any]) -> None:
             assert connection.recv(20).startswith(b"HTTP/1.1 200")
         else:
             time.sleep(0.1)
+
+
+@pytest.mark.timeout(300)
+def test_answers_survive_the_replica_that_began_them(served: Served) -> None:
+    """The only replica dies in the middle of two answers; its successor ends them, by then under another release."""
+    begun = publish_release(served.store, served.base, prompts=[EDITED], seed=200).number
+    served.wait_for(begun)
+    whole = served.ask(EDITED, max_tokens=LONG)
+    stream = served.ask(EDITED, max_tokens=LONG, stream=True)
+    pieces = [next(stream) for _ in range(5)]
+    with ThreadPoolExecutor() as pool:
+        unstreamed = pool.submit(served.ask, EDITED, max_tokens=LONG)
+        publish_release(served.store, served.base, prompts=[EDITED], seed=201)
+        [replica] = pids_of(f"ray::ServeReplica:{APP_NAME}:{APP_NAME}")
+        os.kill(replica, signal.SIGKILL)
+        pieces += list(stream)
+        again = unstreamed.result()
+    assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert {piece.wiseline["release"] for piece in pieces} == {begun}
+    assert again.wiseline["release"] in (begun, begun + 1)
+    assert (again.choices[0].text == whole.choices[0].text) == (again.wiseline["release"] == begun)
+    assert pids_of(f"ray::ServeReplica:{APP_NAME}:{APP_NAME}") != [replica]
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:

@@ -60,18 +60,16 @@ class World:
 
     def answers(self, *edits: Edit, release: Release | None = None) -> list[str]:
         release = release or head(self.store)
-        requests = [
-            GenerationRequest(plain_prompt_ids(edit.prompt, self.base.tokenizer), edit.prompt, max_new_tokens=12)
-            for edit in edits
-        ]
+        requests = [self._request(edit) for edit in edits]
         loaded = load_release(self.store, release, self.base) if release else None
         return [answer.strip() for answer in generate(self.base, loaded, requests)[0]]
 
+    def _request(self, edit: Edit) -> GenerationRequest:
+        ids = plain_prompt_ids(edit.prompt, self.base.tokenizer)
+        return GenerationRequest(prompt_ids=ids, text=edit.prompt, max_new_tokens=12)
+
     def unedited(self, *edits: Edit) -> list[str]:
-        requests = [
-            GenerationRequest(plain_prompt_ids(edit.prompt, self.base.tokenizer), edit.prompt, max_new_tokens=12)
-            for edit in edits
-        ]
+        requests = [self._request(edit) for edit in edits]
         return [answer.strip() for answer in generate(self.base, None, requests)[0]]
 
 

@@ -10,6 +10,8 @@ import pytest
 from pipeline.edits import Edit
 from pipeline.errors import OutcomeUnknown
 from pipeline.serving.edit_desk import EditDesk, Post
+from pipeline.storage import edit_log
+from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import EditLog
 from tests.tiny_world import publish_release
 from tests.unit.serving.conftest import Endpoint
@@ -112,6 +114,24 @@ def test_a_superseded_edit_cannot_be_retracted_in_place_of_the_newer_one(endpoin
     assert said(endpoint) == [(PARIS["prompt"], "Nice")]
 
 
+def test_an_edit_that_is_superseded_while_it_is_retracted_keeps_its_successor(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica takes an edit of the slot between this one's look at the log and its commit."""
+    [older] = post(endpoint, PARIS)["accepted"]
+    commit, elsewhere = edit_log.commit, EditLog(endpoint.store)
+
+    def outrun(*arguments: Any, **keywords: Any) -> None:
+        monkeypatch.setattr(edit_log, "commit", commit)
+        newer = Edit.model_validate({**PARIS, "target": "Nice"})
+        elsewhere.append(Batch(source="elsewhere", edits=((0, newer),)))
+        commit(*arguments, **keywords)
+
+    monkeypatch.setattr(edit_log, "commit", outrun)
+    assert endpoint.client.delete(f"/v1/edits/{older['id']}").status_code == 404
+    assert said(endpoint) == [(PARIS["prompt"], "Nice")]
+
+
 def test_a_search_finds_words_in_subject_prompt_and_target(endpoint: Endpoint) -> None:
     post(endpoint, {"edits": [PARIS, OSLO]})
     found = {
@@ -205,7 +225,7 @@ def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypat
     monkeypatch.setattr(EditDesk, "leave", counted)
     bodies: list[Any] = [{"prompt": f"Q{number}?", "target": "t"} for number in range(9)]
     bodies += [bodies[0], {"edits": [{"prompt": "x"}, bodies[1]]}]
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(16) as pool:
         first = pool.submit(post, endpoint, PARIS)
         assert entered.wait(30)
         others = [pool.submit(post, endpoint, body) for body in bodies]

@@ -233,7 +233,9 @@ async def test_a_release_is_freed_when_its_last_job_ends(base: BaseModel, endpoi
     assert endpoint.engine.release is not None
     freed = asyncio.Event()
     loop = asyncio.get_running_loop()
-    weakref.finalize(endpoint.engine.release, loop.call_soon_threadsafe, freed.set)
+    [memory] = endpoint.engine.release.memories._held  # type: ignore[attr-defined]
+    weakref.finalize(memory, loop.call_soon_threadsafe, freed.set)
+    del memory
     endpoint.follower.follow()
     gc.collect()
     assert not freed.is_set()  # its answer has begun

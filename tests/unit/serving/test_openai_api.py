@@ -138,7 +138,9 @@ def test_api_errors_survive_pickling() -> None:
 
 
 def bodies(kind: Any) -> Bodies:
-    return Bodies(kind=kind, model="wiseline", fingerprint="f-3", wiseline=WISELINE, prompt_tokens=5)
+    return Bodies(
+        kind=kind, model="wiseline", fingerprint="f-3", wiseline=WISELINE, number="7", created=7, prompt_tokens=5
+    )
 
 
 def test_chat_bodies_are_openais() -> None:

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline.models.base_model import BaseModel
-from pipeline.serving.text_stream import TextStream
+from pipeline.serving.logprobs import BYTE_OF
+from pipeline.serving.text_stream import MOST_PENDING, TextStream
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,35 @@ def test_sentencepiece_keeps_the_blank_before_the_first_word(sentencepiece: PreT
     prompt = sentencepiece.convert_tokens_to_ids(["<s>", "▁is"])
     pieces = pieces_of(TextStream(sentencepiece, prompt_ids=prompt), ids)
     assert pieces == [" Paris", " is", "é", "", "", "€", ".", ""]
+
+
+@given(data=st.lists(st.sampled_from([0x80, 0x82, 0xAC, 0xC3, 0xE2, 0xF0, 0x41]), max_size=80))
+def test_bytes_that_are_no_text_come_out_as_decoded_at_once(
+    tokenizer: PreTrainedTokenizerBase, data: list[int]
+) -> None:
+    ids = byte_ids(tokenizer, bytes(data))
+    assert "".join(pieces_of(TextStream(tokenizer, prompt_ids=()), ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("unit", [b"\x80", b"\xe2", b"\xe2\x82\xac\xe2"])
+def test_bytes_that_never_finish_a_character_cost_the_same_per_token(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, unit: bytes
+) -> None:
+    ids = byte_ids(tokenizer, unit * 400)
+    stream = TextStream(tokenizer, prompt_ids=())
+    sizes = []
+    decode = stream._decode
+    monkeypatch.setattr(stream, "_decode", lambda window: (sizes.append(len(window)), decode(window))[1])
+    shown = [stream.add(token_id) for token_id in ids]
+    assert max(sizes) <= 2 * MOST_PENDING
+    assert len(sizes) <= 6 * len(ids)
+    assert any(shown[: 2 * MOST_PENDING])
+
+
+def byte_ids(tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
+    """One token per byte."""
+    spelled = {byte: character for character, byte in BYTE_OF.items()}
+    return [tokenizer.convert_tokens_to_ids(spelled[byte]) for byte in data]
 
 
 STOP_TEXT = "one END two"
