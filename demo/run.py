@@ -25,6 +25,7 @@ DEMO = Path(__file__).parent
 EDITS, BAD_ROWS = DEMO / "edits.jsonl", DEMO / "bad_rows.jsonl"
 SHOWN_EDITS = (0, 1, 3, 40)  # three changes of the world and an invented one
 RELEASE_DEADLINE_SECONDS = 60
+SERVE = ("serve.port=0", "serve.live_edits=false")  # these edits come from a file and wait for the round
 
 console = Console(highlight=False)
 
@@ -39,9 +40,7 @@ def main() -> None:
         if not (folder / "edits" / "_delta_log").is_dir():
             raise SystemExit(f"{folder} is not a store that this demo could make anew; name another --store.")
         shutil.rmtree(folder)
-    config = load_config(
-        overrides=[f"model.path={DEMO / 'model'}", f"store.uri={options.store}", "serve.port=0", *options.set]
-    )
+    config = load_config(overrides=[f"model.path={DEMO / 'model'}", f"store.uri={options.store}", *SERVE, *options.set])
     run_demo(config)
 
 

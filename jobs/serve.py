@@ -54,6 +54,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
     from ray.serve.context import _get_global_client
 
     from pipeline.actors.cluster import connect
+    from pipeline.actors.live_trainer import start_live_trainer, stop_live_trainer
     from pipeline.serving.access import refuse_open_door
     from pipeline.serving.deployment import APP_NAME
 
@@ -71,17 +72,31 @@ def running_endpoint(config: Config) -> Iterator[str]:
         if not alone and not serve_was_there:
             port = free_port(section)
         serve.start(http_options={"host": section.host, "port": port})
+        config = _decided(config)
         try:
             _deploy(config)
+            if config.serve.live_edits:
+                start_live_trainer(config)
             yield url_of(section, port)
             _drain(section)  # not after an error: it cannot wait
         finally:
+            stop_live_trainer()
             serve.delete(APP_NAME)
             if not alone and not serve_was_there:  # a Ray of our own takes Serve with it
                 serve.shutdown()
     finally:
         if ours:
             ray.shutdown()
+
+
+def _decided(config: Config) -> Config:
+    """With `serve.live_edits` either true or false. A GPU is not taken for the whole day unless somebody says so."""
+    import ray
+
+    wanted = config.serve.live_edits
+    if wanted == "auto":
+        wanted = config.teaches_live and not ray.cluster_resources().get("GPU")
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"live_edits": wanted})})
 
 
 def _deploy(config: Config) -> None:

@@ -202,6 +202,9 @@ class ServeSection(Section):
     poll_seconds: PositiveFloat | Literal["auto"] = Field(
         "auto", description="how often a replica looks for a newer release; auto: 0.2 in a folder, 1 on S3"
     )
+    live_edits: bool | Literal["auto"] = Field(
+        "auto", description="posted edits take effect within seconds; auto: where no GPU would be held for it all day"
+    )
     device_memory_gib: PositiveFloat | Literal["auto"] = Field(
         "auto", description="room for side memories on the GPU, others wait in host memory; auto: half of what is free"
     )
@@ -227,6 +230,19 @@ class Config(Section):
                 "and router.addressing to own, or take preset paper"
             )
         return self
+
+    @model_validator(mode="after")
+    def live_edits_can_be_had(self) -> "Config":
+        if self.serve.live_edits is True and not self.teaches_live:
+            raise ValueError(
+                "live edits are trained by the default procedure and reached by the scope router; set serve.live_edits "
+                "to false, or training.procedure to default and router.method to scope"
+            )
+        return self
+
+    @property
+    def teaches_live(self) -> bool:
+        return self.training.procedure == "default" and self.router.method == "scope"
 
     def digest(self, *sections: str) -> str:
         """Hash of the named sections: what is computed from them alone is found again by it."""

@@ -20,7 +20,7 @@ from pipeline.actors.worker_pool import (
     train_shards,
 )
 from pipeline.config import Config
-from pipeline.errors import GateFailed, OutcomeUnknown, WiselineError
+from pipeline.errors import GateFailed, OutcomeUnknown, RoundConflict, WiselineError
 from pipeline.evaluation.gate import check_gate, check_verdict, keep_verdict
 from pipeline.evaluation.measure import Measurement
 from pipeline.models.base_model import Identity, identify
@@ -28,13 +28,15 @@ from pipeline.models.encoder import wanted_encoder
 from pipeline.round_diary import Diary, Event, MemoryNews, ShardNews, describe, write_report
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
-from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, publish
+from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, only_live_since, publish
 from pipeline.training.candidate import Candidate
 from pipeline.training.memory import find_memory
 from pipeline.training.planning import MemoryPlan, Plan, plan_round
 from pipeline.training.round_state import write_plan
 from pipeline.training.shard_files import is_trained
 from pipeline.training.tokens import fits
+
+MOST_ATTEMPTS = 20  # to publish between two live releases
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,19 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     check_room(config.resources)
     with WorkerPool(config, model=model) as pool:
         memories, routing = _make_memories(store, plan, config, pool, standing, diary)
-        candidate, measured = _judge(plan, memories, routing, pool, config, parent, diary)
-    report = describe(plan, config, model, diary, candidate, measured)
-    release = candidate.release.model_copy(update={"scores": measured.scores})
-    try:
-        check_gate(measured, config.round)
-    except GateFailed as failed:
-        path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
-        failed = GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures)
-        keep_verdict(store, plan.round_id, failed)
-        raise failed from None
-    with diary.phase("publish", f"release {release.number}"):
-        _publish(store, release)
+        worker = _start(pool, diary, most=1)[0]
+        candidate, measured = _judge(plan, memories, routing, worker, config, parent, diary)
+        report = describe(plan, config, model, diary, candidate, measured)
+        release = candidate.release.model_copy(update={"scores": measured.scores})
+        try:
+            check_gate(measured, config.round)
+        except GateFailed as failed:
+            path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
+            failed = GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures)
+            keep_verdict(store, plan.round_id, failed)
+            raise failed from None
+        with diary.phase("publish", f"release {release.number}"):
+            release = _publish(store, release, worker)
     report |= {"outcome": "published", "release": release.number}
     path = write_report(store, plan, report)
     return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)
@@ -200,22 +203,34 @@ def _judge(
     plan: Plan,
     memories: Sequence[ObjectRef],
     routing: Any,
-    pool: WorkerPool,
+    worker: Any,
     config: Config,
     parent: int | None,
     diary: Diary,
 ) -> tuple[Candidate, Measurement]:
-    worker = _start(pool, diary, most=1)[0]
     with diary.phase("route", f"a router over {len(plan.live_edits)} edits"):
         candidate: Candidate = fetch(worker.assemble.remote(plan, memories, routing, parent))
     with diary.phase("evaluate", f"{min(len(plan.live_edits), config.round.evaluate_edits)} edits"):
         return candidate, fetch(worker.measure.remote(candidate.release, plan.live_edits))
 
 
-def _publish(store: ObjectStore, release: Release) -> None:
-    try:
-        publish(store, release)
-    except OutcomeUnknown:
-        # The store went silent: only the head knows whether the manifest landed.
-        if head(store) != release:
+def _publish(store: ObjectStore, release: Release, worker: Any) -> Release:
+    """What was published: the release, or with it what live edits published while the round ran. Those come every few
+    seconds, so one may be first again while theirs is taken along."""
+    candidate = release
+    for _ in range(MOST_ATTEMPTS):
+        newest = head(store)
+        if newest is not None and newest.number != candidate.parent and only_live_since(store, candidate.parent):
+            release = fetch(worker.carry.remote(candidate, newest))
+        try:
+            publish(store, release)
+        except RoundConflict:
+            if only_live_since(store, candidate.parent):
+                continue
             raise
+        except OutcomeUnknown:
+            # The store went silent: only the head knows whether the manifest landed.
+            if head(store) != release:
+                raise
+        return release
+    raise RoundConflict("Live edits kept publishing first; stop posting for a minute and run the round again.")

@@ -14,7 +14,7 @@ from pipeline.models.value_matrix import block
 from pipeline.storage.bank import BankEntry, encode_bank
 from pipeline.storage.deltas import MemoryMetadata, SideMemory, encode_memory
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import ObjectRef, Release, head, publish
+from pipeline.storage.releases import LivePart, ObjectRef, Release, head, publish
 from pipeline.wise.routing import Router, whitened
 
 TEXT = [
@@ -62,8 +62,17 @@ def save_model(folder: Path, *, context_tokens: int = 256, chat: bool = True, se
     return folder
 
 
-def publish_release(store: ObjectStore, base: BaseModel, *, prompts: Sequence[str], seed: int) -> Release:
-    """Publish a release whose one side memory scrambles the answers to exactly these plain prompts."""
+def publish_release(
+    store: ObjectStore,
+    base: BaseModel,
+    *,
+    prompts: Sequence[str],
+    seed: int,
+    edit_ids: Sequence[str] | None = None,
+    failed: Sequence[str] = (),
+) -> Release:
+    """Publish a release whose one side memory scrambles the answers to exactly these plain prompts. `edit_ids`: what
+    the edits are called; `failed`: such as live training could not make hold."""
     columns = int(base.model.config.intermediate_size)
     rows = int(base.model.config.hidden_size)
     matrix = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
@@ -91,7 +100,13 @@ def publish_release(store: ObjectStore, base: BaseModel, *, prompts: Sequence[st
         threshold=0.999,
     )
     entries = [
-        BankEntry(edit_id=f"edit-{index}", prompt=prompt, target="new", subject=None, memory=0)
+        BankEntry(
+            edit_id=edit_ids[index] if edit_ids else f"edit-{index}",
+            prompt=prompt,
+            target="new",
+            subject=None,
+            memory=0,
+        )
         for index, prompt in enumerate(prompts)
     ]
     newest = head(store)
@@ -107,6 +122,7 @@ def publish_release(store: ObjectStore, base: BaseModel, *, prompts: Sequence[st
         router=_put(store, f"rounds/{number}/router.safetensors", encode_router(router)),
         bank=_put(store, f"rounds/{number}/bank.parquet", encode_bank(entries)),
         edits=len(entries),
+        live=LivePart(memories=1, fitted_on=1, failed=tuple(failed)) if failed else None,
         scores={"reliability": 1.0, "generalization": 0.9, "locality": 0.95},
     )
     publish(store, release)

@@ -20,6 +20,7 @@ from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.activations import Activations
 from pipeline.training.candidate import Candidate, FittedRouter, assemble, route
+from pipeline.training.carry import carry
 from pipeline.training.contexts import stored_texts
 from pipeline.training.edit_stream import EditStream
 from pipeline.training.fit import Progress
@@ -114,6 +115,10 @@ class Worker:
             most_edits=self._config.round.evaluate_edits,
             seed=self._config.training.seed,
         )
+
+    def carry(self, candidate: Release, head: Release) -> Release:
+        """The candidate as the successor of a live release."""
+        return carry(self._store, candidate, head, config=self._config)
 
     def study(self, release: Release, cases: Sequence[Case], measured: Measurement) -> Study:
         return study(self._base, load_release(self._store, release, self._base), cases, measured)

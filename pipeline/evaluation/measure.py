@@ -62,7 +62,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     kind: str
     edit_id: str
     text: str
@@ -76,10 +76,10 @@ def measure(
 ) -> Measurement:
     """Ask every question of (at most `most_edits` of) the edits."""
     chosen = edits if len(edits) <= most_edits else random.Random(seed).sample(list(edits), most_edits)
-    questions = [question for edit in chosen for question in _questions(base, edit) if _fits(base, question)]
-    answers, decisions = generate(base, release, [_request(question) for question in questions])
+    questions = [question for edit in chosen for question in questions_of(base, edit) if fits_context(base, question)]
+    answers, decisions = generate(base, release, [request_of(question) for question in questions])
     local = [index for index, question in enumerate(questions) if question.expected is None]
-    unedited, _ = generate(base, None, [_request(questions[index]) for index in local])
+    unedited, _ = generate(base, None, [request_of(questions[index]) for index in local])
     expected = [question.expected or "" for question in questions]
     for index, answer in zip(local, unedited, strict=True):
         expected[index] = answer
@@ -123,13 +123,13 @@ def measure(
     )
 
 
-def _questions(base: BaseModel, edit: Edit) -> Iterable[_Question]:
+def questions_of(base: BaseModel, edit: Edit) -> Iterable[Question]:
     target_tokens = len(base.tokenizer(f" {edit.target}", add_special_tokens=False)["input_ids"])
 
     def question(
         kind: str, text: str, expected: str | None, ids: Callable[[], tuple[int, ...]] | None = None
-    ) -> _Question:
-        return _Question(
+    ) -> Question:
+        return Question(
             kind=kind,
             edit_id=edit.edit_id,
             text=text,
@@ -148,12 +148,12 @@ def _questions(base: BaseModel, edit: Edit) -> Iterable[_Question]:
         yield question(f"locality.{prompt.kind}", prompt.prompt, None)
 
 
-def _fits(base: BaseModel, question: _Question) -> bool:
+def fits_context(base: BaseModel, question: Question) -> bool:
     """A held-out prompt that the model's context cannot hold together with its answer is not asked."""
     return 0 < len(question.prompt_ids) <= base.max_tokens - question.max_new_tokens
 
 
-def _request(question: _Question) -> GenerationRequest:
+def request_of(question: Question) -> GenerationRequest:
     return GenerationRequest(prompt_ids=question.prompt_ids, text=question.text, max_new_tokens=question.max_new_tokens)
 
 

@@ -35,6 +35,8 @@ class LoadedRelease:
     thresholds: tuple[float, ...] | None = None  # ε of each memory: activation routing. None: the router decides
     whole_prompt: bool = False  # memories act on every token of a routed prompt, not on its last one alone
 
+    failed: frozenset[str] = frozenset()  # ids of living edits that could not be taught live
+
     encoder: Encoder | None = field(default=None, repr=False)  # the one the router was made with
 
     @cached_property
@@ -75,6 +77,7 @@ def load_release(
         readouts=readouts,
         thresholds=release.thresholds,
         whole_prompt=release.whole_prompt,
+        failed=frozenset(release.live.failed if release.live else ()),
         encoder=demanded_encoder(router.encoder) if router.encoder else None,
     )
 

@@ -26,8 +26,15 @@ from pipeline.serving.round_api import round_routes
 from pipeline.serving.same_origin import SameOrigin
 
 
-def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drain: Drain | None = None) -> FastAPI:
-    """The endpoint over a loaded model. Engine and follower start and stop with the app."""
+def build_app(
+    config: Config,
+    engine: Engine,
+    follower: ReleaseFollower,
+    *,
+    drain: Drain | None = None,
+    replica: str | None = None,
+) -> FastAPI:
+    """The endpoint over a loaded model. Engine and follower start and stop with the app. `replica`: its name."""
     drain = drain or Drain()
     answerer = Answerer(config, engine)
 
@@ -47,7 +54,7 @@ def build_app(config: Config, engine: Engine, follower: ReleaseFollower, *, drai
     app.add_middleware(Access, keys=KeyRing(config.serve.keys_file) if config.serve.keys_file else None, drain=drain)
     if config.serve.keys_file is None:
         app.add_middleware(SameOrigin, host=config.serve.host)
-    app.add_middleware(ReleaseHeader, engine=engine)
+    app.add_middleware(ReleaseHeader, engine=engine, replica=replica)
     answer_errors_in_openais_shape(app)
     app.include_router(answers_routes(config, engine, follower, answerer))
     app.include_router(explain_routes(config, engine, answerer))

@@ -50,7 +50,8 @@ class Endpoint:
         self._drain = Drain()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._config, self._engine, self._follower, drain=self._drain)
+        replica = serve.get_replica_context().replica_id.unique_id
+        return build_app(self._config, self._engine, self._follower, drain=self._drain, replica=replica)
 
     async def drain(self) -> bool:
         """Refuse new requests and wait for those that have begun; False when `serve.drain_seconds` were not enough."""

@@ -1,7 +1,7 @@
 """The edit log as the endpoint uses it: many small writes, and searches that must not read the log every time.
 
-For one thread at a time. Rows are refused by the same rules as rows of a file; who posted them is told at once, so they
-do not go to quarantine.
+For one thread at a time, but for `leave`. Rows are refused by the same rules as rows of a file; who posted them is told
+at once, so they do not go to quarantine.
 """
 
 import uuid
@@ -14,10 +14,10 @@ from pipeline.edits import Edit, normalise, parse_edit
 from pipeline.errors import BadEdit, NotFound
 from pipeline.serving.writable import WritableStore
 from pipeline.storage.batches import Batch, Counts
-from pipeline.storage.edit_log import EditLog, LogEntry
+from pipeline.storage.edit_log import POSTED, EditLog, LogEntry
 from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.slots import Slots
 
-SOURCE = "POST /v1/edits"
 FIELDS = frozenset(Edit.model_fields)
 
 
@@ -30,29 +30,53 @@ class Posted:
     counts: Counts
 
 
+@dataclass
+class Post:
+    """Rows on their way into the log; when they are written, or cannot be, one of the last two is there."""
+
+    rows: Sequence[object]
+    author: str | None
+    posted: Posted | None = None
+    error: Exception | None = None
+
+    def result(self) -> Posted:
+        if self.error is not None:
+            raise self.error
+        assert self.posted is not None
+        return self.posted
+
+
 class EditDesk:
     def __init__(self, store: ObjectStore, writable: WritableStore, section: EditsSection) -> None:
-        self._read, self._writable, self._section = EditLog(store), writable, section
+        self._slots, self._writable, self._section = Slots(EditLog(store)), writable, section
         self._write: EditLog | None = None
-        self._version: int | None = None
+        self._waiting: list[Post] = []
         self._living: list[LogEntry] = []
 
-    def post(self, rows: Sequence[object], *, author: str | None) -> Posted:
-        """Append the rows that can be accepted, as one batch. Posting speaks every time: what a slot no longer says is
-        said again. Raises StoreError; after OutcomeUnknown the same post is safe to repeat."""
-        accepted: list[tuple[int, Edit]] = []
-        refused: list[tuple[int, str]] = []
-        for row, fields in enumerate(rows):
-            try:
-                accepted.append((row, self._edit(fields, author)))
-            except BadEdit as error:
-                refused.append((row, str(error)))
-        counts = Counts()
-        if accepted:
-            # `after` makes each post a batch of its own: the same rows posted again are not a batch the log has heard.
-            batch = Batch(source=SOURCE, edits=tuple(accepted), after=uuid.uuid4().hex)
-            counts = self._log().append(batch, again=True)
-        return Posted(tuple(accepted), tuple(refused), counts)
+    def leave(self, rows: Sequence[object], *, author: str | None) -> Post:
+        """Leave rows to be written with the next turn, whoever has it. May be called from any thread."""
+        post = Post(rows, author)
+        self._waiting.append(post)
+        return post
+
+    def write(self) -> None:
+        """Append what is waiting in one commit; each post is a batch of its own. Posting speaks every time: what a slot
+        no longer says is said again. After OutcomeUnknown a post is safe to repeat."""
+        posts = list(self._waiting)
+        del self._waiting[: len(posts)]
+        sorted_out = [self._sorted_out(post) for post in posts]
+        # `after` makes each post a batch of its own: the same rows posted again are not a batch the log has heard.
+        batches = [
+            Batch(source=POSTED, edits=accepted, after=uuid.uuid4().hex) for accepted, _ in sorted_out if accepted
+        ]
+        try:
+            counts = iter(self._log().append_together(batches) if batches else ())
+        except Exception as error:
+            for post in posts:
+                post.error = error
+            return
+        for post, (accepted, refused) in zip(posts, sorted_out, strict=True):
+            post.posted = Posted(accepted, refused, next(counts) if accepted else Counts())
 
     def retract(self, edit_id: str, *, author: str | None) -> LogEntry:
         """Empty the slot that this edit fills; never of one that came after it. Raises NotFound where it fills none,
@@ -65,16 +89,25 @@ class EditDesk:
         return taken[0]
 
     def living(self) -> list[LogEntry]:
-        """Every living edit, the newest first. The log is read only where it has moved since the last time."""
-        version = self._read.version()
-        if version != self._version:
-            self._living = self._read.live(version)[::-1] if version is not None else []
-            self._version = version
+        """Every living edit, the newest first. What is new in the log is read, and only where it has moved."""
+        if self._slots.catch_up():
+            self._living = [entry for entry in self._slots.newest.values() if entry.edit.op == "upsert"][::-1]
         return self._living
 
     def _log(self) -> EditLog:
         self._write = self._write or EditLog(self._writable.get())
         return self._write
+
+    def _sorted_out(self, post: Post) -> tuple[tuple[tuple[int, Edit], ...], tuple[tuple[int, str], ...]]:
+        """Rows that can be accepted, and reasons against the others."""
+        accepted: list[tuple[int, Edit]] = []
+        refused: list[tuple[int, str]] = []
+        for row, fields in enumerate(post.rows):
+            try:
+                accepted.append((row, self._edit(fields, post.author)))
+            except BadEdit as error:
+                refused.append((row, str(error)))
+        return tuple(accepted), tuple(refused)
 
     def _edit(self, fields: object, author: str | None) -> Edit:
         if isinstance(fields, Mapping):

@@ -1,6 +1,8 @@
-"""`/v1/edits`: post, search and retract edits. They go into the log; the next round makes a release of it."""
+"""`/v1/edits`: post, search and retract edits. They go into the log; a live release or the next round makes them
+answers."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,15 +13,18 @@ from fastapi.responses import JSONResponse
 from pipeline.config import Config
 from pipeline.serving import examples
 from pipeline.serving.access import key_name
+from pipeline.serving.answers import number
 from pipeline.serving.api_errors import RETRY_AFTER, ApiError
 from pipeline.serving.edit_desk import EditDesk, Posted, as_json, matches
 from pipeline.serving.engine import Engine
+from pipeline.serving.release_headers import LOOK_AGAIN
 from pipeline.serving.writable import WritableStore
 from pipeline.storage.object_store import open_store
 
 MOST_EDITS = 1000  # in one post; more belong into a file, for `wiseline ingest`
 MOST_WAITING = 32  # posts and searches; the log takes one commit at a time
-Status = Literal["served", "waiting"]
+Status = Literal["served", "waiting", "failed"]
+LONGEST_WAIT = 60.0  # seconds
 T = TypeVar("T")
 
 
@@ -29,11 +34,14 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
     turn = asyncio.Lock()
     waiting: set[asyncio.Task[Any]] = set()
 
-    async def at_desk(work: Callable[[], T]) -> T:
-        """One at a time, in a thread. A client that hangs up does not let the next one in before its thread is done."""
+    def refuse_when_crowded() -> None:
         if len(waiting) >= MOST_WAITING:
             message = f"{MOST_WAITING} requests already wait for the edit log; ask again in a moment."
             raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER)
+
+    async def at_desk(work: Callable[[], T]) -> T:
+        """One at a time, in a thread. A client that hangs up does not let the next one in before its thread is done."""
+        refuse_when_crowded()
 
         async def in_turn() -> T:
             async with turn:
@@ -46,7 +54,18 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
 
     def status(edit_id: str) -> Status:
         release = engine.release
-        return "served" if release is not None and edit_id in release.entry_of else "waiting"
+        if release is None:
+            return "waiting"
+        return "served" if edit_id in release.entry_of else "failed" if edit_id in release.failed else "waiting"
+
+    def said_of(edit_id: str) -> dict[str, Any] | None:
+        """What the log and the release in use say of an edit; None where neither knows it."""
+        served = status(edit_id) == "served"
+        for entry in desk.living():
+            if entry.edit.edit_id == edit_id:
+                return {**as_json(entry), "status": status(edit_id), "release": number(engine.release)}
+        gone = {"id": edit_id, "object": "edit", "status": "leaving", "release": number(engine.release)}
+        return gone if served else None
 
     @routes.post(
         "/v1/edits",
@@ -56,13 +75,17 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         openapi_extra={"requestBody": examples.EDITS_BODY},
     )
     async def post_edits(http: Request) -> Response:
-        """One edit, or `{"edits": [...]}`. All that are accepted land in the log as one batch; they take effect with
-        the next round. Posting the same again changes nothing."""
+        """One edit, or `{"edits": [...]}`. All that are accepted land in the log as one batch. With `live` true they
+        take effect within seconds: `GET /v1/edits/{id}?wait=30` says when. Otherwise with the next round. Posting the
+        same again changes nothing."""
         rows = _rows(await _json(http))
-        posted = await at_desk(lambda: desk.post(rows, author=key_name(http)))
+        refuse_when_crowded()  # before anything is left: what is refused must not land
+        post = desk.leave(rows, author=key_name(http))
+        await at_desk(desk.write)  # also what others left meanwhile; when they have their turn, it is done
+        posted = post.result()
         if not posted.accepted:
             raise _all_refused(posted)
-        return JSONResponse(_told(posted, status), status_code=202)
+        return JSONResponse(_told(posted, status, live=config.serve.live_edits is True), status_code=202)
 
     @routes.get("/v1/edits", summary="Search the living edits, newest first", responses=examples.EDITS)
     async def search_edits(
@@ -71,7 +94,8 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         after: Annotated[int | None, Query(ge=0, description="go on behind the edit with this `seq`")] = None,
     ) -> dict[str, Any]:
-        """`status` says whether the release in use holds the edit (`served`) or a later one will (`waiting`)."""
+        """`status` says whether the release in use holds the edit (`served`), a later one will (`waiting`), or live
+        training could not make it hold and the next round will try again (`failed`)."""
 
         def search() -> list[dict[str, Any]]:
             found = []
@@ -86,6 +110,27 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
 
         found = await at_desk(search)
         return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
+
+    @routes.get("/v1/edits/{edit_id}", summary="One edit, and whether it is served", responses=examples.EDIT_SERVED)
+    async def one_edit(
+        edit_id: Annotated[str, Path(description="as POST names it")],
+        wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT, description="seconds, at most, for a status to pass")] = 0,
+    ) -> dict[str, Any]:
+        """`status`: `waiting`, `served`, `failed`, or `leaving` for a retracted edit that the release in use still
+        holds. With `wait` it answers when `waiting` or `leaving` is over, or when the time is up.
+
+        `release` is the one this replica answers with. Who sends it as `x-wiseline-min-release` reads the edit on every
+        replica."""
+        until = time.monotonic() + wait
+        while True:
+            seen = number(engine.release)
+            said = await at_desk(lambda: said_of(edit_id))
+            if said is None:
+                raise ApiError(404, f"No edit has the id {edit_id}; GET /v1/edits lists the living ones.")
+            if said["status"] not in ("waiting", "leaving") or time.monotonic() >= until:
+                return said
+            while number(engine.release) == seen and time.monotonic() < until:
+                await asyncio.sleep(LOOK_AGAIN)
 
     @routes.delete("/v1/edits/{edit_id}", summary="Retract an edit", responses=examples.RETRACTED)
     async def retract_edit(
@@ -123,14 +168,14 @@ def _rows(body: object) -> list[Any]:
     return rows
 
 
-def _told(posted: Posted, status: Callable[[str], Status]) -> dict[str, Any]:
+def _told(posted: Posted, status: Callable[[str], Status], *, live: bool) -> dict[str, Any]:
     accepted = [
         {"row": row, "id": edit.edit_id, "op": edit.op} | ({"status": status(edit.edit_id)} if edit.target else {})
         for row, edit in posted.accepted
     ]
     refused = [{"row": row, "reason": reason} for row, reason in posted.refused]
     counts = {"new": posted.counts.ingested, "unchanged": posted.counts.unchanged + posted.counts.duplicates}
-    return {"object": "edits", **counts, "accepted": accepted, "refused": refused}
+    return {"object": "edits", **counts, "live": live, "accepted": accepted, "refused": refused}
 
 
 def _all_refused(posted: Posted) -> ApiError:

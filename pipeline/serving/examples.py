@@ -123,6 +123,7 @@ POSTED = _answers(
         "object": "edits",
         "new": 1,
         "unchanged": 0,
+        "live": True,
         "accepted": [{"row": 0, "id": EDIT_ID, "op": "upsert", "status": "waiting"}],
         "refused": [{"row": 1, "reason": "the target is empty"}],
     },
@@ -130,6 +131,7 @@ POSTED = _answers(
     says="What became of each row; 422 when none could be accepted",
 )
 EDITS = _answers({"object": "list", "data": [LISTED], "has_more": False}, says="Living edits")
+EDIT_SERVED = _answers({**LISTED, "status": "served", "release": 3}, says="The edit")
 RETRACTED = _answers(
     {"id": EDIT_ID, "object": "edit", "deleted": True, "served_until_next_release": True}, says="The edit is retracted"
 )

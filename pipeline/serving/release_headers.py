@@ -13,21 +13,25 @@ from pipeline.serving.carry_on import ID_HEADER, RELEASE_HEADER, RESUME_HEADER
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import ReleaseFollower
 
-ROUTE_HEADER = "x-wiseline-route"
+ROUTE_HEADER, REPLICA_HEADER = "x-wiseline-route", "x-wiseline-replica"
 MIN_RELEASE_HEADER = "x-wiseline-min-release"
 LOOK_AGAIN = 0.02  # seconds; the follower swaps from a thread of its own
 
 
 class ReleaseHeader:
-    """ASGI middleware: every response names a release, errors too: that of its answer, or the one in use."""
+    """ASGI middleware: every response names a release, errors too: that of its answer, or the one in use; and the
+    replica, where there may be several."""
 
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
-        self._app, self._engine = app, engine
+    def __init__(self, app: ASGIApp, engine: Engine, replica: str | None = None) -> None:
+        self._app, self._engine, self._replica = app, engine, replica
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault(RELEASE_HEADER, str(number(self._engine.release)))
+                headers = MutableHeaders(scope=message)
+                headers.setdefault(RELEASE_HEADER, str(number(self._engine.release)))
+                if self._replica:
+                    headers[REPLICA_HEADER] = self._replica
             await send(message)
 
         await self._app(scope, receive, named)

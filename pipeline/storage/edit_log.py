@@ -8,6 +8,7 @@ entries and has gaps; the `seq` of a LogEntry numbers them 0, 1, 2, …, and as 
 import hashlib
 import random
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from pipeline.storage.schemas import EDITS, QUARANTINE
 TABLE = "edits"
 QUARANTINE_TABLE = "quarantine"
 RETRACT_SOURCE = "wiseline retract"
+POSTED = "POST /v1/edits"  # source of the edits that an endpoint was given
 # 16 ingests at once need at most 16 turns each; far above that something else is wrong.
 MOST_ATTEMPTS = 100
 # Rounds and ingests that began with an older version of the log have ended by then; Delta's own default.
@@ -60,16 +62,32 @@ class EditLog:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        # For `append_together`: what each slot holds before the entry `_next_seq`.
+        self._held: dict[str, str | None] = {}
+        self._next_seq = 0
 
     def version(self) -> int | None:
         """The newest version, which a round may name as its snapshot; None before the first ingest."""
         table = open_table(self._store, TABLE)
         return None if table is None else table.version()
 
-    def history(self, version: int | None = None) -> list[LogEntry]:
-        """Every entry ever made, in log order."""
+    def history(self, version: int | None = None, *, since: int = 0) -> list[LogEntry]:
+        """Every entry ever made, in log order; or those from number `since` on, and then little else is read."""
         table = open_table(self._store, TABLE, version=version)
-        return [] if table is None else _entries(_numbered(read_table(self._store, table)))
+        if table is None:
+            return []
+        where = None
+        if since:
+            seqs = read_table(self._store, table, ["seq"])["seq"].sort()
+            if since >= len(seqs):
+                return []
+            where = pc.field("seq") >= seqs[since]
+        return _entries(_numbered(read_table(self._store, table, where=where), first=since))
+
+    def length(self, version: int | None = None) -> int:
+        """How many entries there are."""
+        table = open_table(self._store, TABLE, version=version)
+        return 0 if table is None else read_table(self._store, table, ["seq"]).num_rows
 
     def live(self, version: int | None = None) -> list[LogEntry]:
         """The newest entry of each slot that is not retracted, in log order."""
@@ -127,6 +145,36 @@ class EditLog:
         tables = [open_table(self._store, name) for name in (TABLE, QUARANTINE_TABLE)]
         return sum(compact(self._store, table, keep_hours=keep_hours) for table in tables if table is not None)
 
+    def append_together(self, batches: Sequence[Batch]) -> list[Counts]:
+        """Append what differs from the slots, one batch after another, in one commit: many small posts cost one.
+
+        Every batch speaks, as with `again`, so each must have an id of its own; none may have rejections. What the
+        slots hold is kept between calls, and of a log that moved only what is new is read."""
+        for table in self._attempts(TABLE, EDITS):
+            self._catch_up(table)
+            slots, next_seq = ChainMap[str, str | None]({}, self._held), self._next_seq
+            counts, tables = [], []
+            for batch in batches:
+                new, superseded, retracted = [], 0, 0
+                for row, edit in batch.edits:
+                    held, said = slots.get(edit.slot_id), edit.edit_id if edit.op == "upsert" else None
+                    if said != held:
+                        new.append((row, edit))
+                        superseded += bool(held and said)
+                        retracted += said is None
+                        slots[edit.slot_id] = said
+                unchanged = len(batch.edits) - len(new)
+                counts.append(Counts(len(new), unchanged, superseded=superseded, retracted=retracted))
+                rows = edit_rows(new)
+                tables.append(_log_rows(rows, source=batch.source, batch_id=batch.batch_id, first_seq=next_seq))
+                next_seq += len(new)
+            try:
+                commit(self._store, table, pa.concat_tables(tables), transactions=[one.batch_id for one in batches])
+            except CommitLost:
+                continue
+            return counts
+        raise AssertionError("attempts end with an error")
+
     def retract(
         self, slot_ids: Iterable[str], *, author: str | None = None, edit_id: str | None = None
     ) -> list[LogEntry]:
@@ -166,6 +214,13 @@ class EditLog:
             time.sleep(random.uniform(0, 0.02 * min(attempt, 10)))
             refresh(self._store, table)
         raise StoreError(f"{self._store.uri}: others kept writing first; nothing of this call landed, run it again.")
+
+    def _catch_up(self, table: DeltaTable) -> None:
+        newer = pc.field("seq") >= self._next_seq
+        rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"], where=newer).sort_by("seq")
+        for row in rows.to_pylist():
+            self._held[row["slot_id"]] = row["edit_id"] if row["op"] == "upsert" else None
+            self._next_seq = row["seq"] + 1
 
     def _set_aside(self, refused: Sequence[Refused]) -> None:
         """Write refused rows, each once, whether it comes again in the same batch or in a grown file."""
@@ -210,10 +265,10 @@ def _log_rows(edits: pa.Table, *, source: str, batch_id: str, first_seq: int) ->
     return edits.select(EDITS.names).cast(EDITS)
 
 
-def _numbered(rows: pa.Table) -> pa.Table:
+def _numbered(rows: pa.Table, *, first: int = 0) -> pa.Table:
     """In log order, numbered without the gaps."""
-    place = rows.schema.get_field_index("seq")
-    return rows.sort_by("seq").set_column(place, "seq", pa.array(range(rows.num_rows), pa.int64()))
+    place, numbers = rows.schema.get_field_index("seq"), range(first, first + rows.num_rows)
+    return rows.sort_by("seq").set_column(place, "seq", pa.array(numbers, pa.int64()))
 
 
 def _entries(rows: pa.Table) -> list[LogEntry]:

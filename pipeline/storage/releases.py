@@ -15,6 +15,7 @@ from pipeline.storage.object_store import ObjectStore, checked_path
 from pipeline.storage.schemas import RELEASE_VERSION, check_version
 
 FOLDER = "releases"
+NO_ROUND = "live"  # round_id of live releases before the first round
 NAME = re.compile(r"releases/(\d{8})\.json")
 
 
@@ -30,6 +31,17 @@ class ObjectRef(BaseModel):
     @classmethod
     def inside_the_store(cls, path: str) -> str:
         return checked_path(path)
+
+
+class LivePart(BaseModel):
+    """What edits that were posted to an endpoint added to the release of a round, until the next round folds it. A live
+    release keeps the `round_id` of the release that it adds to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memories: int  # how many of the release's memories are fresh: the last ones
+    fitted_on: int  # entries that the bank had when the router was last fitted
+    failed: tuple[str, ...] = ()  # ids of living edits that did not come to hold; they are not in the bank
 
 
 class Release(BaseModel):
@@ -53,6 +65,7 @@ class Release(BaseModel):
     edits: int
     scores: dict[str, FiniteFloat] = {}
     restores: int | None = None
+    live: LivePart | None = None
 
     @property
     def objects(self) -> tuple[ObjectRef, ...]:
@@ -74,6 +87,13 @@ def newest_of_a_round(store: ObjectStore) -> Release | None:
         if release.restores is None:
             return release
     return None
+
+
+def only_live_since(store: ObjectStore, number: int | None) -> bool:
+    """Whether all that was published after release `number` are live edits: no round, no rollback."""
+    round_id = NO_ROUND if number is None else read_release(store, number).round_id
+    newer = [read_release(store, one) for one in release_numbers(store) if one > (number or 0)]
+    return all(release.live and release.restores is None and release.round_id == round_id for release in newer)
 
 
 def list_releases(store: ObjectStore) -> list[Release]:

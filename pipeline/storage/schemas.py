@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.errors import NewerSchema
 
 DELTA_VERSION = 1
-RELEASE_VERSION = 2  # 2: routers with an encoder and a bias per entry; 1 is still read
+RELEASE_VERSION = 3  # 2: routers with an encoder and a bias per entry; 3: live edits; older ones are still read
 
 EDITS = pa.schema(
     [

@@ -1,7 +1,6 @@
 """The candidate of a round: merged memories, and the router that reaches every living edit; not judged yet."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from pipeline.storage.deltas import decode_memory, encode_matrix
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.activation_fit import fit_thresholds
+from pipeline.training.contents import put_named
 from pipeline.training.contexts import cut_short
 from pipeline.training.planning import Plan
 from pipeline.training.router_fit import Calibration, fit_router
@@ -65,8 +65,8 @@ def route(
                 "install the same extra `encoder` on all of them, or set router.signals to [keys, subject]."
             )
     return FittedRouter(
-        router=_put(store, "routers", encode_router(router), suffix="safetensors"),
-        bank=_put(store, "banks", encode_bank(entries), suffix="parquet"),
+        router=put_named(store, "routers", encode_router(router), suffix="safetensors"),
+        bank=put_named(store, "banks", encode_bank(entries), suffix="parquet"),
         threshold=router.threshold,
         calibration=calibration,
     )
@@ -110,12 +110,14 @@ def assemble(
     return Candidate(release=release, calibration=calibration, threshold=threshold)
 
 
+def unrelated_texts(texts: Sequence[str], out_of_scope: Iterable[str], *, config: Config) -> list[str]:
+    """What no edit may answer: text of the base model, also cut short, and what edits bring."""
+    return [*texts, *cut_short(texts, seed=config.training.seed), *dict.fromkeys(out_of_scope)]
+
+
 def _unrelated(plan: Plan, texts: Sequence[str], config: Config) -> list[str]:
-    return [
-        *texts,
-        *cut_short(texts, seed=config.training.seed),
-        *dict.fromkeys(text for edit in plan.live_edits for text in edit.out_of_scope),
-    ]
+    out_of_scope = (text for edit in plan.live_edits for text in edit.out_of_scope)
+    return unrelated_texts(texts, out_of_scope, config=config)
 
 
 def _living(store: ObjectStore, plan: Plan) -> tuple[list[BankEntry], list[Tensor]]:
@@ -149,7 +151,7 @@ def _readouts(store: ObjectStore, plan: Plan, memories: Sequence[ObjectRef]) -> 
         for shard in memory.shards:
             bare = zip(shard.edits, read_bare_wordings(store, shard), strict=True)
             rows += [wording.keys_TF @ delta_DF.T for edit, wording in bare if edit.edit_id in memory.live]
-    return _put(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None
+    return put_named(store, "readouts", encode_matrix(torch.cat(rows).numpy()), suffix="parquet") if rows else None
 
 
 def _embedded(store: ObjectStore, standing: Release | None, *, encoder: str) -> dict[str, Tensor]:
@@ -165,8 +167,3 @@ def _embedded(store: ObjectStore, standing: Release | None, *, encoder: str) -> 
     except (CorruptObject, NotFound):
         return {}
     return TextReader(entries, None).texts_of(router) if router.encoder == encoder else {}
-
-
-def _put(store: ObjectStore, folder: str, data: bytes, *, suffix: str) -> ObjectRef:
-    path = f"{folder}/{hashlib.sha256(data).hexdigest()[:24]}.{suffix}"
-    return ObjectRef(path=path, sha256=store.put(path, data))

@@ -70,7 +70,9 @@ def fit(
 
     def audit() -> Tensor:
         """Every wording as it is now: later steps may have undone earlier ones."""
-        return _checked(_losses(suffix, activations, delta().detach(), batch=training.batch_prompts), step, training)
+        return _checked(
+            target_losses(suffix, activations, delta().detach(), batch=training.batch_prompts), step, training
+        )
 
     step, losses_N = 0, torch.full((len(activations),), float("inf"))
     asked, over, most, grew_at = bare or len(activations), False, 0, 0
@@ -172,7 +174,8 @@ def _loss_of_rows(suffix: PreTrainedModel, rows: Activations, delta_DF: Tensor) 
 
 
 @torch.no_grad()
-def _losses(suffix: PreTrainedModel, activations: Activations, delta_DF: Tensor, *, batch: int) -> Tensor:
+def target_losses(suffix: PreTrainedModel, activations: Activations, delta_DF: Tensor, *, batch: int) -> Tensor:
+    """−log P(y, EOS | x) of every wording, in nats, on the CPU."""
     index = torch.arange(len(activations))
     return torch.cat(
         [_target_loss(suffix, activations.select(chosen), delta_DF).cpu() for chosen in torch.split(index, batch)]

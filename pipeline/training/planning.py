@@ -73,14 +73,7 @@ def plan_round(
     The round's id stands for what it will publish: a log that moved on without saying anything new gives the same id.
     """
     capacity = config.shards.edits_per_shard * config.shards.shards_per_memory
-    basis = [
-        METHOD_VERSION,
-        fingerprint,
-        layer,
-        config.model.dtype,
-        config.digest("shards", "training"),
-        config.router.addressing,  # a memory trains where it will be read
-    ]
+    basis = _basis(config, fingerprint=fingerprint, layer=layer)
     groups, too_long = _replay(history, capacity=capacity, fits=fits)
     # The paper's procedure picks texts that do not mention the subjects.
     named = config.training.procedure == "paper"
@@ -99,6 +92,23 @@ def plan_round(
         memories=memories,
         too_long=too_long,
     )
+
+
+def plan_shard(edits: Sequence[Edit], *, config: Config, fingerprint: str, layer: int) -> ShardPlan:
+    """A shard of its own for a few edits, beside what a round plans."""
+    basis = _basis(config, fingerprint=fingerprint, layer=layer)
+    return ShardPlan(digest=_digest([*basis, "fresh", [edit.edit_id for edit in edits]]), index=0, edits=tuple(edits))
+
+
+def _basis(config: Config, *, fingerprint: str, layer: int) -> list[object]:
+    return [
+        METHOD_VERSION,
+        fingerprint,
+        layer,
+        config.model.dtype,
+        config.digest("shards", "training"),
+        config.router.addressing,  # a memory trains where it will be read
+    ]
 
 
 @dataclass(eq=False)

@@ -53,9 +53,11 @@ def fit_router(
     section: RouterSection,
     seed: int,
     embedded: Mapping[str, Tensor] | None = None,
+    model: PromptReader | None = None,
 ) -> tuple[Router, Calibration]:
     """`states[e]`: W × D states of entry e's wordings, the bare one first. A single edit is calibrated on the unrelated
-    texts alone; without any edit the router reaches nothing. `embedded`: texts that need not be encoded again.
+    texts alone; without any edit the router reaches nothing. `embedded`: texts that need not be encoded again; `model`:
+    one that has read some of the questions before.
 
     Raises ConfigError when a signal is demanded that needs the sentence encoder and it is not installed.
     """
@@ -63,7 +65,7 @@ def fit_router(
         return empty_router(int(base.model.config.hidden_size)), Calibration([], {})
     encoder = wanted_encoder(section)
     reader = TextReader(entries, encoder, embedded=embedded)
-    model = PromptReader(base)
+    model = model or PromptReader(base)
     router = _bank(model, entries, states, unrelated=unrelated, reader=reader, encoder=encoder)
     router = replace(router, weights_S=_prior(section, encoder))
     found = find_questions(model, router, reader, entries, states, unrelated=unrelated, seed=seed)

@@ -4,6 +4,7 @@ All three are functions of the digest. The delta comes last; with all three the 
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -79,12 +80,24 @@ def write_states(store: ObjectStore, shard: ShardPlan, states_ND: Tensor, *, wor
 
 def read_states(store: ObjectStore, shard: ShardPlan) -> list[Tensor]:
     """One W × D tensor per edit of the shard, in its order."""
-    states_ND, description = _read(store, _path(shard, "states"), decode_matrix)
+    return _states(store, _path(shard, "states"), edits=len(shard.edits))
+
+
+def states_of_round(store: ObjectStore, round_id: str) -> dict[str, Tensor]:
+    """Edit id → W × D states of every edit in the plan of a round. Raises NotFound and CorruptObject."""
+    plan = json.loads(store.read(f"rounds/{round_id}/plan.json"))
+    found: dict[str, Tensor] = {}
+    for shard in (shard for memory in plan["memories"] for shard in memory["shards"]):
+        states = _states(store, f"shards/{shard['digest']}/states.parquet", edits=len(shard["edits"]))
+        found |= zip(shard["edits"], states, strict=True)
+    return found
+
+
+def _states(store: ObjectStore, path: str, *, edits: int) -> list[Tensor]:
+    states_ND, description = _read(store, path, decode_matrix)
     wordings = description["wordings"]
-    if len(wordings) != len(shard.edits) or sum(wordings) != len(states_ND):
-        raise CorruptObject(
-            f"{_path(shard, 'states')} does not belong to its shard; remove it and run the round again."
-        )
+    if len(wordings) != edits or sum(wordings) != len(states_ND):
+        raise CorruptObject(f"{path} does not belong to its shard; remove it and run the round again.")
     return list(torch.split(torch.from_numpy(states_ND.copy()), wordings))
 
 

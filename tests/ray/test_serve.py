@@ -62,6 +62,7 @@ def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "store.uri": folder / "store",
         "serve.port": 0,
         "serve.poll_seconds": 0.1,
+        "serve.live_edits": "false",
         "serve.max_batch_requests": 2,
         "serve.max_queued_requests": 2,
         "serve.max_new_tokens": LONG,

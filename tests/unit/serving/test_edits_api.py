@@ -1,12 +1,15 @@
 """Edits over HTTP: into the real log, and back out of it."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
 
 from pipeline.edits import Edit
+from pipeline.errors import OutcomeUnknown
+from pipeline.serving.edit_desk import EditDesk, Post
 from pipeline.storage import edit_log
 from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import EditLog
@@ -39,7 +42,7 @@ def test_one_edit_lands_in_the_log(endpoint: Endpoint) -> None:
     expected = Edit.model_validate(PARIS)
     assert entry.edit == expected
     row = {"row": 0, "id": expected.edit_id, "op": "upsert", "status": "waiting"}
-    assert told == {"object": "edits", "new": 1, "unchanged": 0, "accepted": [row], "refused": []}
+    assert told == {"object": "edits", "new": 1, "unchanged": 0, "live": False, "accepted": [row], "refused": []}
 
 
 def test_good_rows_land_beside_bad_ones_and_each_bad_one_is_told_why(endpoint: Endpoint) -> None:
@@ -178,19 +181,20 @@ def test_status_says_whether_the_release_in_use_holds_an_edit(endpoint: Endpoint
 
 def test_the_log_is_read_again_only_when_it_moved(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    live = EditLog.live
+    history = EditLog.history
 
-    def counted(log: EditLog, version: int | None = None) -> Any:
-        reads.append(1)
-        return live(log, version)
+    def counted(log: EditLog, version: int | None = None, *, since: int = 0) -> Any:
+        reads.append(since)
+        return history(log, version, since=since)
 
     post(endpoint, PARIS)
-    monkeypatch.setattr(EditLog, "live", counted)
+    monkeypatch.setattr(EditLog, "history", counted)
     for _ in range(3):
         assert len(listed(endpoint)["data"]) == 1
-    assert len(reads) == 1
+    assert reads == [0]
     EditLog(endpoint.store).retract([Edit.model_validate(PARIS).slot_id])  # somebody else, beside the endpoint
     assert listed(endpoint)["data"] == []
+    assert reads == [0, 1]
 
 
 def test_posts_at_the_same_time_all_land(endpoint: Endpoint) -> None:
@@ -201,16 +205,96 @@ def test_posts_at_the_same_time_all_land(endpoint: Endpoint) -> None:
     assert {prompt for prompt, _ in said(endpoint)} == {edit["prompt"] for edit in edits}
 
 
-def test_posts_beyond_the_queue_are_told_to_come_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, go_on = threading.Event(), threading.Event()
-    append = EditLog.append
+    append = EditLog.append_together
 
-    def slow(log: EditLog, *arguments: Any, **keywords: Any) -> Any:
+    def slow(log: EditLog, batches: Any) -> Any:
         entered.set()
         assert go_on.wait(30)
-        return append(log, *arguments, **keywords)
+        return append(log, batches)
 
-    monkeypatch.setattr(EditLog, "append", slow)
+    left: list[Post] = []
+    leave = EditDesk.leave
+
+    def counted(desk: EditDesk, *arguments: Any, **keywords: Any) -> Post:
+        left.append(leave(desk, *arguments, **keywords))
+        return left[-1]
+
+    monkeypatch.setattr(EditLog, "append_together", slow)
+    monkeypatch.setattr(EditDesk, "leave", counted)
+    bodies: list[Any] = [{"prompt": f"Q{number}?", "target": "t"} for number in range(9)]
+    bodies += [bodies[0], {"edits": [{"prompt": "x"}, bodies[1]]}]
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(post, endpoint, PARIS)
+        assert entered.wait(30)
+        others = [pool.submit(post, endpoint, body) for body in bodies]
+        nothing = pool.submit(post, endpoint, {"prompt": "x"}, status=422)
+        while len(left) < 13:
+            time.sleep(0.01)
+        go_on.set()
+        told = [one.result() for one in others]
+        assert first.result()["new"] == 1
+        assert nothing.result()["error"]["code"] == "edit_refused"
+    history = EditLog(endpoint.store).history()
+    assert sum(one["new"] for one in told) == 9
+    assert [len(one["refused"]) for one in told] == [0] * 10 + [1]
+    assert sorted(entry.edit.prompt for entry in history) == sorted(
+        [PARIS["prompt"], *(b["prompt"] for b in bodies[:9])]
+    )
+    assert [entry.seq for entry in history] == list(range(10))
+    version = EditLog(endpoint.store).version()
+    assert version == 2  # made, the first post, all the others
+
+
+def test_a_post_that_cannot_be_written_is_told_so_and_the_next_one_lands(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(EditLog, "append_together", lambda *_: (_ for _ in ()).throw(OutcomeUnknown("silent")))
+        assert endpoint.client.post("/v1/edits", json=PARIS).status_code == 503
+    assert post(endpoint, OSLO)["new"] == 1
+    assert said(endpoint) == [(OSLO["prompt"], "Ann Lee")]
+
+
+def test_one_edit_is_waited_for(endpoint: Endpoint) -> None:
+    [row] = post(endpoint, PARIS)["accepted"]
+    path = f"/v1/edits/{row['id']}"
+    waiting = endpoint.client.get(path, params={"wait": 0.05}).json()
+    assert (waiting["status"], waiting["release"], waiting["target"]) == ("waiting", 0, "Lyon")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(endpoint.client.get, path, params={"wait": 30})
+        publish_release(
+            endpoint.store, endpoint.base, prompts=[PARIS["prompt"]], seed=1, edit_ids=[row["id"]], failed=["f" * 32]
+        )
+        endpoint.follower.follow()
+        served = asked.result().json()
+    assert (served["status"], served["release"]) == ("served", 1)
+    endpoint.client.delete(path)
+    assert endpoint.client.get(path).json()["status"] == "leaving"
+    publish_release(endpoint.store, endpoint.base, prompts=["other"], seed=2)
+    endpoint.follower.follow()
+    assert endpoint.client.get(path).status_code == 404
+
+
+def test_an_edit_that_did_not_come_to_hold_is_said_to_have_failed(endpoint: Endpoint) -> None:
+    [row] = post(endpoint, PARIS)["accepted"]
+    publish_release(endpoint.store, endpoint.base, prompts=["other"], seed=1, failed=[row["id"]])
+    endpoint.follower.follow()
+    assert endpoint.client.get(f"/v1/edits/{row['id']}").json()["status"] == "failed"
+    assert [edit["id"] for edit in listed(endpoint, status="failed")["data"]] == [row["id"]]
+
+
+def test_posts_beyond_the_queue_are_told_to_come_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    append = EditLog.append_together
+
+    def slow(log: EditLog, batches: Any) -> Any:
+        entered.set()
+        assert go_on.wait(30)
+        return append(log, batches)
+
+    monkeypatch.setattr(EditLog, "append_together", slow)
     with ThreadPoolExecutor(40) as pool:
         first = pool.submit(post, endpoint, PARIS)
         assert entered.wait(30)

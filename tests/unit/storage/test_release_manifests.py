@@ -148,7 +148,7 @@ def test_a_manifest_under_another_number_is_corrupt(store: ObjectStore) -> None:
 
 
 def test_a_manifest_of_a_newer_wiseline_is_refused(store: ObjectStore) -> None:
-    data = encode_release(release(store)).replace(b'"schema_version": 2', b'"schema_version": 3, "news": 1')
+    data = encode_release(release(store)).replace(b'"schema_version": 3', b'"schema_version": 4, "news": 1')
     store.create(release_path(1), data)
     with pytest.raises(NewerSchema, match="upgrade wiseline"):
         head(store)

@@ -1,0 +1,223 @@
+"""Live releases in process: what is posted answers, what is taken back does not, and nothing is done twice."""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+import pipeline.live as live_module
+from pipeline.config import Config, load_config
+from pipeline.edits import Edit
+from pipeline.errors import RoundConflict
+from pipeline.live import LiveEditor
+from pipeline.models.base_model import BaseModel, load_base_model
+from pipeline.models.generate import GenerationRequest, generate
+from pipeline.models.loaded_release import load_release
+from pipeline.models.prompts import plain_prompt_ids
+from pipeline.models.suffix import load_suffix
+from pipeline.storage.batches import Batch
+from pipeline.storage.edit_log import POSTED, EditLog
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import NO_ROUND, Release, head, only_live_since, publish, rollback
+from pipeline.training.carry import carry
+from tests.tiny_world import save_model
+
+TEXTS = ["The red house is here.", "A boat is old.", "They read a long book."]
+A, B, C, D = (
+    Edit(prompt=f"Who leads company {name}?", target=f"new {name}", subject=f"company {name}") for name in "abcd"
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), chat=False)
+
+
+@pytest.fixture(scope="module")
+def base(model_folder: Path) -> BaseModel:
+    return load_base_model(load_config(overrides=[f"model.path={model_folder}", "model.layer=0"]).model)
+
+
+@pytest.fixture(scope="module")
+def suffix(model_folder: Path) -> PreTrainedModel:
+    return load_suffix(model_folder, 0, dtype="float32")
+
+
+class World:
+    def __init__(self, base: BaseModel, suffix: PreTrainedModel, config: Config) -> None:
+        self.base, self.suffix, self.config = base, suffix, config
+        self.store = ObjectStore(config.store.uri)
+        self.log = EditLog(self.store)
+
+    def editor(self) -> LiveEditor:
+        return LiveEditor(self.config, self.store, self.base, self.suffix, texts=TEXTS)
+
+    def say(self, *edits: Edit, source: str = POSTED) -> None:
+        batch = Batch(source=source, edits=tuple(enumerate(edits)), after=uuid.uuid4().hex)
+        self.log.append_together([batch])
+
+    def answers(self, *edits: Edit, release: Release | None = None) -> list[str]:
+        release = release or head(self.store)
+        requests = [self._request(edit) for edit in edits]
+        loaded = load_release(self.store, release, self.base) if release else None
+        return [answer.strip() for answer in generate(self.base, loaded, requests)[0]]
+
+    def _request(self, edit: Edit) -> GenerationRequest:
+        ids = plain_prompt_ids(edit.prompt, self.base.tokenizer)
+        return GenerationRequest(prompt_ids=ids, text=edit.prompt, max_new_tokens=12)
+
+    def unedited(self, *edits: Edit) -> list[str]:
+        requests = [self._request(edit) for edit in edits]
+        return [answer.strip() for answer in generate(self.base, None, requests)[0]]
+
+
+@pytest.fixture
+def world(base: BaseModel, suffix: PreTrainedModel, model_folder: Path, tmp_path: Path) -> World:
+    settings = [f"model.path={model_folder}", "model.layer=0", f"store.uri={tmp_path}", "training.prefixes=1"]
+    small = ["shards.edits_per_shard=2", "shards.shards_per_memory=1", "router.signals=[keys, subject]"]
+    return World(base, suffix, load_config(overrides=[*settings, *small]))
+
+
+def served(editor: LiveEditor) -> Release:
+    release = editor.step()
+    assert release is not None
+    assert editor.step() is None
+    return release
+
+
+def targets(edits: Sequence[Edit]) -> list[str]:
+    return [edit.target for edit in edits]
+
+
+def test_posted_edits_answer_and_those_of_files_wait(world: World) -> None:
+    editor = world.editor()
+    assert editor.step() is None
+    world.say(D, source="a file")
+    assert editor.step() is None
+    world.say(A, B)
+    first = served(editor)
+    assert (first.number, first.parent, first.round_id, first.edits) == (1, None, NO_ROUND, 2)
+    assert world.answers(A, B) == targets([A, B])
+    assert world.answers(D) == world.unedited(D)
+    world.say(C)
+    second = served(editor)
+    assert world.answers(A, B, C) == targets([A, B, C])
+    assert second.live is not None
+    assert (second.edits, second.live.memories) == (3, 2)  # a memory holds two
+    assert second.memories[0] == first.memories[0]
+
+
+def test_another_process_goes_on_and_teaches_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.say(A)
+    served(world.editor())
+    taught: list[list[str]] = []
+    extract = live_module.extract_edits
+
+    def seen(base: BaseModel, store: ObjectStore, edits: Sequence[Edit], **rest: object) -> object:
+        taught.append([edit.prompt for edit in edits])
+        return extract(base, store, edits, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_module, "extract_edits", seen)
+    editor = world.editor()
+    assert editor.step() is None
+    world.say(B)
+    served(editor)
+    assert taught == [[B.prompt]]
+    assert world.answers(A, B) == targets([A, B])
+
+
+def test_retracting_trains_nothing_and_superseding_replaces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = world.editor()
+    world.say(A, B)
+    served(editor)
+    newer = Edit(prompt=A.prompt, target="newest", subject=A.subject)
+    world.say(newer)
+    served(editor)
+    assert world.answers(A, B) == ["newest", B.target]
+    monkeypatch.setattr(live_module, "teach", None)
+    world.log.retract([A.slot_id, B.slot_id])
+    last = served(editor)
+    assert (last.edits, last.memories) == (0, ())
+    assert world.answers(A, B) == world.unedited(A, B)
+
+
+def test_a_rollback_stands_until_something_is_said(world: World) -> None:
+    editor = world.editor()
+    world.say(A)
+    first = served(editor)
+    world.say(B)
+    served(editor)
+    rollback(world.store, first.number)
+    assert editor.step() is None
+    assert world.editor().step() is None
+    world.say(A, B)  # says nothing new
+    assert editor.step() is None
+    world.say(C)
+    served(editor)
+    assert world.answers(A, B, C) == targets([A, B, C])
+
+
+def test_who_is_second_loses_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.say(A)
+    slower, faster = world.editor(), world.editor()
+    write = live_module.publish
+
+    def beaten(store: ObjectStore, release: Release) -> None:
+        monkeypatch.setattr(live_module, "publish", write)
+        served(faster)
+        write(store, release)
+
+    monkeypatch.setattr(live_module, "publish", beaten)
+    with pytest.raises(RoundConflict):
+        slower.step()
+    assert slower.step() is None
+    assert world.answers(A) == [A.target]
+
+
+def test_what_does_not_hold_is_left_out_and_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def never_b(base: BaseModel, release: object, edits: Sequence[Edit]) -> set[str]:
+        attempts.append(len(edits))
+        return {B.edit_id} & {edit.edit_id for edit in edits}
+
+    monkeypatch.setattr(live_module, "failing", never_b)
+    editor = world.editor()
+    world.say(A, B)
+    release = served(editor)
+    assert release.live is not None
+    assert (release.edits, release.live.failed) == (1, (B.edit_id,))
+    assert len(attempts) == 2
+    assert world.answers(A) == [A.target]
+    assert world.answers(B) == world.unedited(B)
+    world.say(C)
+    assert (served(editor).edits, len(attempts)) == (2, 3)
+    world.log.retract([B.slot_id])
+    release = served(editor)
+    assert release.live is not None
+    assert release.live.failed == ()
+
+
+def test_a_round_takes_along_what_was_posted_while_it_ran(world: World) -> None:
+    """Its candidate stands for A and B; meanwhile B was retracted and C posted."""
+    editor = world.editor()
+    world.say(A, B)
+    first = served(editor)
+    candidate = first.model_copy(update={"round_id": "of a round", "live": None})
+    world.say(C)
+    world.log.retract([B.slot_id])
+    newest = served(editor)
+    assert only_live_since(world.store, first.number)
+    together = carry(world.store, candidate, newest, config=world.config)
+    publish(world.store, together)
+    assert (together.number, together.parent, together.round_id) == (newest.number + 1, newest.number, "of a round")
+    assert (together.edits, together.live and together.live.memories) == (2, 1)
+    assert world.answers(A, C) == targets([A, C])
+    assert world.answers(B) == world.unedited(B)
+    assert editor.step() is None
+    assert not only_live_since(world.store, first.number)
+    world.say(D)
+    served(editor)
+    assert world.answers(A, C, D) == targets([A, C, D])
