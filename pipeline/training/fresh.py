@@ -27,7 +27,7 @@ from pipeline.training.planning import plan_shard
 from pipeline.training.shard import extract_shard
 from pipeline.training.shard_files import BareWording, read_bare_wordings, read_states
 
-# Measured on the demo (docs/decisions/0023-live-edits.md): with one prefix paraphrases and neighbours do as well as with four.
+# Measured on the demo: docs/decisions/0023-live-edits.md.
 LIVE_PREFIXES = 1
 # Below ln 2 nats every token of a target is likelier than all others together: greedy answers cannot differ from it.
 LIVE_STOP_LOSS = 0.5
