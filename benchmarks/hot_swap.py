@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def settings(folder: Path) -> list[str]:
     gate = [f"round.min_{score}=0" for score in ("reliability", "generalization", "locality")]
     short = ["training.max_steps=80", "merge.polish_steps=0", "training.prefixes=1"]  # what it says need not be good
-    endpoint = [f"serve.replicas={REPLICAS}", "serve.port=0"]
+    endpoint = [f"serve.replicas={REPLICAS}", "serve.port=0", "serve.live_edits=false"]
     return [f"model.path={DEMO / 'model'}", f"store.uri={folder / 'store'}", *gate, *short, *endpoint]
 
 

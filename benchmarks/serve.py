@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     with tempfile.TemporaryDirectory() as folder:
         save_random_model(Path(folder) / "model")
-        settings = (f"model.path={folder}/model", f"model.layer={LAYER}", f"store.uri={folder}/store", "serve.port=0")
+        settings = [f"model.path={folder}/model", f"model.layer={LAYER}", f"store.uri={folder}/store", "serve.port=0"]
+        settings.append("serve.live_edits=false")  # a trainer beside it would only idle
         config = load_config(overrides=settings)
         base = load_base_model(config.model)
         requests = mixed_requests(base)

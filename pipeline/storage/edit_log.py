@@ -30,6 +30,7 @@ from pipeline.storage.delta_table import (
     open_table,
     read_table,
     refresh,
+    row_count,
 )
 from pipeline.storage.log_append import LogAppend, Refused
 from pipeline.storage.object_store import ObjectStore
@@ -85,9 +86,9 @@ class EditLog:
         return _entries(_numbered(read_table(self._store, table, where=where), first=since))
 
     def length(self, version: int | None = None) -> int:
-        """How many entries there are."""
+        """How many entries there are; also of a version whose files `compact` has removed."""
         table = open_table(self._store, TABLE, version=version)
-        return 0 if table is None else read_table(self._store, table, ["seq"]).num_rows
+        return 0 if table is None else row_count(table)
 
     def live(self, version: int | None = None) -> list[LogEntry]:
         """The newest entry of each slot that is not retracted, in log order."""

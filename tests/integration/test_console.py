@@ -52,6 +52,7 @@ SETTINGS = {
     "round.min_locality": 0,
     "serve.port": 0,
     "serve.poll_seconds": 0.2,
+    "serve.live_edits": "false",
 }
 WORLD = """
 import sys

@@ -151,7 +151,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def loop(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     root = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
-    settings = [f"model.path={DEMO / 'model'}", f"store.uri={root}/store", "serve.port=0"]
+    settings = [f"model.path={DEMO / 'model'}", f"store.uri={root}/store", "serve.port=0", "serve.live_edits=false"]
     config = load_config(overrides=[*settings, f"store.s3_endpoint_url={s3_server.endpoint_url}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

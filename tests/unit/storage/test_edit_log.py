@@ -223,6 +223,43 @@ def test_compacting_changes_files_and_nothing_that_the_log_says(log: EditLog) ->
     assert removed > 5
     assert (log.history(), log.live(), log.quarantine()) == before
     assert len(list(folder.glob("*.parquet"))) == 1
+    assert (log.length(version), log.length()) == (10, 10)  # though the files of that version are gone
     assert log.append(batch(up("p", "4"), source="elsewhere")) == Counts(unchanged=1)
     assert log.append(batch(up("p", "6"), source="elsewhere")) == Counts(ingested=1, superseded=1)
     assert [entry.seq for entry in log.history()] == list(range(11))
+
+
+@given(st.lists(st.lists(EDITS, min_size=1, max_size=3), min_size=2, max_size=6), st.lists(EDITS, max_size=3))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_posts_in_one_commit_say_what_they_say_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, posts: list[list[Edit]], file: list[Edit]
+) -> None:
+    together, apart = (EditLog(ObjectStore(str(tmp_path_factory.mktemp("store")))) for _ in range(2))
+    batches = [
+        Batch("posts", tuple(enumerate(edits, start=1)), after=str(number)) for number, edits in enumerate(posts)
+    ]
+    half = len(batches) // 2
+    told, one_by_one = (
+        together.append_together(batches[:half]),
+        [apart.append(one, again=True) for one in batches[:half]],
+    )
+    for log in (together, apart):  # behind the back of what is kept between calls
+        log.append(batch(*file, source="a file"))
+    told += together.append_together(batches[half:])
+    one_by_one += [apart.append(one, again=True) for one in batches[half:]]
+    # `append` calls a row that its own batch says twice a duplicate; here it says nothing new.
+    assert [(one.ingested, one.superseded, one.retracted, one.rows) for one in told] == [
+        (one.ingested, one.superseded, one.retracted, one.rows) for one in one_by_one
+    ]
+    assert [(entry.edit, entry.row) for entry in together.history()] == [
+        (entry.edit, entry.row) for entry in apart.history()
+    ]
+
+
+def test_what_came_since_is_what_the_whole_history_ends_with(log: EditLog) -> None:
+    for number in range(4):  # every second row repeats the first: `seq` gets gaps
+        log.append(batch(up("p", str(number)), up("p", str(number)), up(f"q{number}", "1"), source=str(number)))
+    history = log.history()
+    assert log.length() == len(history) == 8
+    for since in range(10):
+        assert log.history(since=since) == history[since:]
