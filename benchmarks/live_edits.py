@@ -38,6 +38,7 @@ from pipeline.serving.release_headers import REPLICA_HEADER
 ROOT = Path(__file__).parents[1]
 PROMPTS_PER_QUESTION = 64  # in one request
 POSTS_AT_ONCE = 32
+LOOK_SECONDS = 0.5  # between two questions: they take processor time from the trainer
 PATIENCE = 300.0  # seconds after the last post; what is not answered then is lost
 
 
@@ -158,7 +159,7 @@ class Endpoint:
             if deadline is not None and not waiting:
                 break
             self._look(waiting[:PROMPTS_PER_QUESTION])
-            time.sleep(0.1)
+            time.sleep(LOOK_SECONDS)
         posting.join()
         return Run(watched, killed[0] if killed else None, self._replicas)
 

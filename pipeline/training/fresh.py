@@ -31,7 +31,7 @@ from pipeline.training.shard_files import BareWording, read_bare_wordings, read_
 LIVE_PREFIXES = 1
 # Below ln 2 nats every token of a target is likelier than all others together: greedy answers cannot differ from it.
 LIVE_STOP_LOSS = 0.5
-FIRST_STEPS, LAST_STEPS = 40, 120  # most of them hold after 15; a round takes training.max_steps
+FIRST_STEPS, LAST_STEPS = 40, 120  # most edits hold after 15; a round takes training.max_steps
 
 
 @dataclass(frozen=True)
