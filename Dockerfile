@@ -16,7 +16,7 @@ FROM build AS dependencies-cpu
 COPY pyproject.toml constraints.txt ./
 # Torch's builds for CPUs lie in an index of PyTorch's own: name it here, or torch brings gigabytes of CUDA.
 ARG TORCH_INDEX
-RUN pip install ${TORCH_INDEX:+"--index-url=$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
+RUN PIP_INDEX_URL="$TORCH_INDEX" pip install "$(grep '^torch==' constraints.txt)" \
  && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > needed.txt \
  && pip install --constraint constraints.txt --requirement needed.txt
 

@@ -34,6 +34,7 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("GET", "/v1/round"): "infer",
     ("GET", "/v1/edits"): "edit",
     ("POST", "/v1/edits"): "edit",
+    ("GET", "/v1/edits/{edit_id}"): "edit",
     ("DELETE", "/v1/edits/{edit_id}"): "edit",
 }
 

@@ -49,7 +49,7 @@ def app_of(endpoint: Endpoint) -> ASGIApp:
 
 async def ask(replicas: Replicas, path: str = "/v1/completions", headers: Any = None, **fields: Any) -> httpx.Response:
     transport = httpx.ASGITransport(CarryOn(replicas))
-    async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
         return await client.post(path, json=FIELDS | fields, headers=headers, timeout=None)
 
 
