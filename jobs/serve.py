@@ -77,6 +77,8 @@ def running_endpoint(config: Config) -> Iterator[str]:
             _deploy(config)
             if config.serve.live_edits:
                 start_live_trainer(config)
+            else:
+                stop_live_trainer()  # one that an endpoint left behind on this cluster
             yield url_of(section, port)
             _drain(section)  # not after an error: it cannot wait
         finally:

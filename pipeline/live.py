@@ -20,7 +20,7 @@ from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.bank import BankEntry
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import NO_ROUND, LivePart, ObjectRef, Release, head, newest_of_a_round, publish
+from pipeline.storage.releases import NO_ROUND, LivePart, ObjectRef, Release, head, publish
 from pipeline.storage.slots import Slots
 from pipeline.training.contents import Contents, no_contents, read_contents, write_contents
 from pipeline.training.fresh import FIRST_STEPS, LAST_STEPS, Extracted, FreshMemory, extract_edits, store_memory, teach
@@ -29,6 +29,8 @@ from pipeline.training.live_router import LiveRouter
 from pipeline.training.tokens import fits
 
 log = logging.getLogger(__name__)
+
+MOST_PASSED_OVER = 3  # steps
 
 
 class LiveEditor:
@@ -50,6 +52,7 @@ class LiveEditor:
         self._done: tuple[int | None, int] | None = None  # version of the log and head at which nothing was left to do
         self._open: tuple[ObjectRef, FreshMemory] | None = None
         self._hard: set[str] = set()  # edits that did not hold when they were taught with others
+        self._passed_over = 0  # steps in which these waited
         self._router = LiveRouter(config, store, base, texts=texts)
         self._memories = MemoryCache(base)
 
@@ -92,10 +95,7 @@ class LiveEditor:
 
     def _is_rolled_back(self, standing: Release) -> bool:
         """A rollback is an operator's word: only what the log says since is published over it."""
-        if standing.restores is None:
-            return False
-        newest = newest_of_a_round(self._store)
-        return newest is not None and self._log.length(newest.log_version) == self._slots.heard
+        return standing.restores is not None and self._log.length(standing.log_version) == self._slots.heard
 
     def _contents(self, standing: Release | None) -> Contents:
         matched = self._config.router.addressing == "matched"
@@ -124,12 +124,17 @@ class LiveEditor:
         """With the edits that come to hold, and the ids of those that do not.
 
         They join the memory that earlier ones went into, for few steps. What holds then is published, and the others
-        have their turn when nothing else waits: a memory of their own, and more steps. They have it at once where
-        none of them holds, or an earlier one was undone. What does not hold there is left out."""
+        have their turn when nothing else waits, or after a few steps of waiting: a memory of their own, and more
+        steps. They have it at once where none of them holds, or an earlier one was undone. What does not hold there
+        is left out."""
         if not edits:
             return kept, set()
+        hard = tuple(edit for edit in edits if edit.edit_id in self._hard)
         quick = tuple(edit for edit in edits if edit.edit_id not in self._hard)
-        new = extract_edits(self._base, self._store, quick or edits, texts=self._texts, config=self._config)
+        if hard and self._passed_over == MOST_PASSED_OVER:
+            quick = ()
+        self._passed_over = self._passed_over + 1 if hard and quick else 0
+        new = extract_edits(self._base, self._store, quick or hard, texts=self._texts, config=self._config)
         everything = {edit.edit_id for edit in new.edits}
         tries: list[tuple[FreshMemory | None, int]] = [(None, LAST_STEPS)]
         if quick:

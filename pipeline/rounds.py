@@ -28,7 +28,16 @@ from pipeline.models.encoder import wanted_encoder
 from pipeline.round_diary import Diary, Event, MemoryNews, ShardNews, describe, write_report
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
-from pipeline.storage.releases import ObjectRef, Release, head, newest_of_a_round, only_live_since, publish
+from pipeline.storage.releases import (
+    ObjectRef,
+    Release,
+    head,
+    newest_of_a_round,
+    only_live_since,
+    publish,
+    read_release,
+    release_numbers,
+)
 from pipeline.training.candidate import Candidate
 from pipeline.training.memory import find_memory
 from pipeline.training.planning import MemoryPlan, Plan, plan_round
@@ -64,9 +73,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     parent = standing.number if standing else None
     with diary.phase("plan", "reading the edit log"):
         plan = _plan(store, config, model)
-    # A rollback is an operator's word: only news in the log are published over it.
-    newest = newest_of_a_round(store)
-    if standing is not None and newest is not None and newest.round_id == plan.round_id:
+    if standing is not None and _stands(store, standing, plan):
         return RoundResult(release=standing, published=False, report={}, report_path=None)
     check_verdict(store, plan.round_id)
     write_plan(store, plan)
@@ -90,6 +97,20 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     report |= {"outcome": "published", "release": release.number}
     path = write_report(store, plan, report)
     return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)
+
+
+def _stands(store: ObjectStore, standing: Release, plan: Plan) -> bool:
+    """Whether there is nothing to do. A rollback is an operator's word: only news in the log are published over it."""
+    newest = newest_of_a_round(store)
+    if newest is None:
+        return False
+    if standing.restores is None:
+        # A live release keeps its round's id while its edits differ; the round is done again from what is found.
+        return standing.live is None and standing.round_id == plan.round_id
+    if newest.live is None:
+        return newest.round_id == plan.round_id
+    log = EditLog(store)
+    return log.length(standing.log_version) == log.length(plan.log_version)
 
 
 def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
@@ -230,7 +251,8 @@ def _publish(store: ObjectStore, release: Release, worker: Any) -> Release:
             raise
         except OutcomeUnknown:
             # The store went silent: only the head knows whether the manifest landed.
-            if head(store) != release:
+            numbers = release_numbers(store)  # live edits may have come on top of it already
+            if release.number not in numbers or read_release(store, release.number) != release:
                 raise
         return release
     raise RoundConflict("Live edits kept publishing first; stop posting for a minute and run the round again.")

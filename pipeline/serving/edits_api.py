@@ -123,14 +123,17 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         replica."""
         until = time.monotonic() + wait
         while True:
-            seen = number(engine.release)
+            seen = status(edit_id)
             said = await at_desk(lambda: said_of(edit_id))
             if said is None:
                 raise ApiError(404, f"No edit has the id {edit_id}; GET /v1/edits lists the living ones.")
             if said["status"] not in ("waiting", "leaving") or time.monotonic() >= until:
                 return said
-            while number(engine.release) == seen and time.monotonic() < until:
+            # Many wait for the same swap: none of them goes to the desk for it.
+            while status(edit_id) == seen and time.monotonic() < until:
                 await asyncio.sleep(LOOK_AGAIN)
+            if said["status"] == "waiting":
+                return {**said, "status": status(edit_id), "release": number(engine.release)}
 
     @routes.delete("/v1/edits/{edit_id}", summary="Retract an edit", responses=examples.RETRACTED)
     async def retract_edit(
@@ -170,7 +173,8 @@ def _rows(body: object) -> list[Any]:
 
 def _told(posted: Posted, status: Callable[[str], Status], *, live: bool) -> dict[str, Any]:
     accepted = [
-        {"row": row, "id": edit.edit_id, "op": edit.op} | ({"status": status(edit.edit_id)} if edit.target else {})
+        {"row": row, "id": edit.edit_id, "op": edit.op}
+        | ({"status": status(edit.edit_id)} if edit.op == "upsert" else {})
         for row, edit in posted.accepted
     ]
     refused = [{"row": row, "reason": reason} for row, reason in posted.refused]

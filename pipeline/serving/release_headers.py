@@ -15,6 +15,7 @@ from pipeline.serving.release_follower import ReleaseFollower
 
 ROUTE_HEADER, REPLICA_HEADER = "x-wiseline-route", "x-wiseline-replica"
 MIN_RELEASE_HEADER = "x-wiseline-min-release"
+MOST_DIGITS = 18  # Python refuses to read numbers of thousands
 LOOK_AGAIN = 0.02  # seconds; the follower swaps from a thread of its own
 
 
@@ -52,7 +53,7 @@ async def wait_for_release(http: Request, engine: Engine, *, seconds: float) -> 
     demanded = http.headers.get(MIN_RELEASE_HEADER)
     if demanded is None:
         return
-    if not demanded.isascii() or not demanded.isdigit():
+    if not _is_number(demanded):
         raise ApiError(400, f"{MIN_RELEASE_HEADER} is the number of a release, not '{demanded}'.", MIN_RELEASE_HEADER)
     try:
         async with asyncio.timeout(seconds):
@@ -76,9 +77,13 @@ async def origin_of(http: Request, follower: ReleaseFollower) -> Origin:
     resumed = http.headers.get(RESUME_HEADER, "")
     if not drawn:
         return Origin()
-    if not (created + resumed).isdecimal() or not drawn.isalnum():
+    if not _is_number(created) or not _is_number(resumed or "0") or not drawn.isalnum():
         raise ApiError(400, f"{ID_HEADER} and {RESUME_HEADER} are for the endpoint's own use.", param=ID_HEADER)
     if not resumed:
         return Origin(number=drawn, created=int(created))
     release = await run_in_threadpool(follower.release, int(resumed))
     return Origin(number=drawn, created=int(created), release=release)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS

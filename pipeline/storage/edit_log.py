@@ -10,8 +10,9 @@ import random
 import time
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ from deltalake import DeltaTable
 from pydantic import ValidationError
 
 from pipeline.edits import TUPLES, Edit
-from pipeline.errors import ConfigError, CorruptObject, StoreError
+from pipeline.errors import AlreadyExists, ConfigError, CorruptObject, StoreError
 from pipeline.storage.batches import Batch, Counts, Rejection, edit_rows
 from pipeline.storage.delta_table import (
     CommitLost,
@@ -46,6 +47,8 @@ MOST_ATTEMPTS = 100
 KEEP_HOURS = 7 * 24
 # Twice as long as an ingest may take.
 LEAST_KEEP_HOURS = 24
+COMPACTING = "edits.compacting"  # there while somebody compacts
+LONGEST_COMPACTION = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ class EditLog:
             raise ConfigError(
                 f"--keep-hours is {keep_hours}; ingests and rounds that run need at least {LEAST_KEEP_HOURS}."
             )
-        tables = [open_table(self._store, name) for name in (TABLE, QUARANTINE_TABLE)]
-        return sum(compact(self._store, table, keep_hours=keep_hours) for table in tables if table is not None)
+        with self._compacting():
+            tables = [open_table(self._store, name) for name in (TABLE, QUARANTINE_TABLE)]
+            return sum(compact(self._store, table, keep_hours=keep_hours) for table in tables if table is not None)
 
     def append_together(self, batches: Sequence[Batch]) -> list[Counts]:
         """Append what differs from the slots, one batch after another, in one commit: many small posts cost one.
@@ -169,6 +173,8 @@ class EditLog:
                 rows = edit_rows(new)
                 tables.append(_log_rows(rows, source=batch.source, batch_id=batch.batch_id, first_seq=next_seq))
                 next_seq += len(new)
+            if next_seq == self._next_seq:
+                return counts
             try:
                 commit(self._store, table, pa.concat_tables(tables), transactions=[one.batch_id for one in batches])
             except CommitLost:
@@ -206,6 +212,23 @@ class EditLog:
                 continue
             return entries
         raise AssertionError("attempts end with an error")
+
+    @contextmanager
+    def _compacting(self) -> Iterator[None]:
+        """One at a time: Delta lets two that overlap replace the same files, and the log would say everything twice."""
+        if self._store.exists(COMPACTING) and _age(self._store.modified(COMPACTING)) > LONGEST_COMPACTION:
+            self._store.remove(COMPACTING)  # of one that was killed
+        try:
+            self._store.create(COMPACTING, b"")
+        except AlreadyExists:
+            raise StoreError(
+                f"{self._store.uri} is being compacted since {self._store.modified(COMPACTING):%H:%M} UTC; "
+                "where that was killed, it can be run again 6 hours after it began."
+            ) from None
+        try:
+            yield
+        finally:
+            self._store.remove(COMPACTING)
 
     def _attempts(self, name: str, schema: pa.Schema) -> Iterator[DeltaTable]:
         """The table, each time at its newest version."""
@@ -250,6 +273,10 @@ class EditLog:
             except CommitLost:
                 continue
             return
+
+
+def _age(moment: datetime) -> timedelta:
+    return datetime.now(UTC) - moment
 
 
 def _log_rows(edits: pa.Table, *, source: str, batch_id: str, first_seq: int) -> pa.Table:

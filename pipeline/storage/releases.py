@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator
 
 from pipeline.errors import AlreadyExists, CorruptObject, NotFound, RoundConflict
+from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, checked_path
 from pipeline.storage.schemas import RELEASE_VERSION, check_version
 
@@ -149,13 +150,18 @@ def publish(store: ObjectStore, release: Release) -> None:
 
 
 def rollback(store: ObjectStore, number: int) -> Release:
-    """Publish a new release with the memories, router and bank of release `number`, and return it.
+    """Publish a new release with the memories, router and bank of release `number`, and return it. Its `log_version` is
+    the log's now: what was said up to here is known to whoever rolls back, and is not published over it.
 
     Raises NotFound where the release or one of its objects is gone, and RoundConflict like `publish`.
     """
     older = read_release(store, number)
     newest = release_numbers(store)[-1]  # by its name alone: a head that cannot be read is what one rolls back from
-    restored = older.model_copy(update={"number": newest + 1, "parent": newest, "restores": number})
+    seen = EditLog(store).version()
+    log_version = older.log_version if seen is None else seen
+    restored = older.model_copy(
+        update={"number": newest + 1, "parent": newest, "restores": number, "log_version": log_version}
+    )
     publish(store, restored)
     return restored
 

@@ -26,7 +26,7 @@ EDITS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("batch_id", pa.string(), nullable=False),
-        pa.field("seq", pa.int64(), nullable=False),  # 0, 1, 2, … over the whole log
+        pa.field("seq", pa.int64(), nullable=False),  # rises over the whole log, with gaps
         pa.field("ingested_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )

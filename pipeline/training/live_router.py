@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, CorruptObject, NotFound
 from pipeline.models.base_model import BaseModel
 from pipeline.models.encoder import wanted_encoder
 from pipeline.models.readings import TextReader
+from pipeline.storage.bank import BankEntry
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.candidate import unrelated_texts
 from pipeline.training.contents import Contents
@@ -41,7 +42,8 @@ class LiveRouter:
         before = contents.entries[: len(contents.router.memory_E)]
         same_encoder = contents.router.encoder == (encoder.fingerprint if encoder else "")
         self._states |= {edit.edit_id: states for edit, states in zip(new.edits, new.states, strict=True)}
-        if not same_encoder or is_outgrown(len(contents.entries), fitted_on=contents.fitted_on):
+        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on)
+        if not same_encoder or outgrown or _first_of_its_kind(contents.entries, known=len(before)):
             states = self._states_of(contents)
             if states is not None:
                 router, _ = fit_router(
@@ -78,3 +80,9 @@ class LiveRouter:
                     continue
         self._states = {edit_id: states for edit_id, states in found.items() if edit_id in wanted}
         return [found[entry.edit_id] for entry in contents.entries] if wanted <= set(found) else None
+
+
+def _first_of_its_kind(entries: Sequence[BankEntry], *, known: int) -> bool:
+    """Whether an entry without a subject joins where all had one: such entries share a bias, which is fitted."""
+    has_subject_E = TextReader(entries, None).known_E
+    return bool(has_subject_E[:known].all()) and not bool(has_subject_E.all())

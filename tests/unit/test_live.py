@@ -162,6 +162,35 @@ def test_a_rollback_stands_until_something_is_said(world: World) -> None:
     assert world.answers(A, B, C) == targets([A, B, C])
 
 
+def test_what_was_posted_before_a_rollback_is_not_published_over_it(world: World) -> None:
+    editor = world.editor()
+    world.say(A)
+    first = served(editor)
+    world.say(B)
+    rollback(world.store, first.number)  # B waits still
+    assert editor.step() is None
+    world.say(C)
+    served(editor)
+    assert world.answers(A, B, C) == targets([A, B, C])
+
+
+def test_hard_edits_have_their_turn_while_others_keep_coming(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = [{A.edit_id}]
+
+    def once(base: BaseModel, release: object, edits: Sequence[Edit]) -> set[str]:
+        return fails.pop() if fails else set()
+
+    monkeypatch.setattr(live_module, "failing", once)
+    monkeypatch.setattr(live_module, "MOST_PASSED_OVER", 1)
+    editor = world.editor()
+    world.say(A, B)
+    assert editor.step() is not None
+    for number, posted in enumerate((C, D), start=1):
+        world.say(posted)
+        assert editor.step() is not None
+        assert (world.answers(A) == [A.target]) == (number == 2)
+
+
 def test_who_is_second_loses_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.say(A)
     slower, faster = world.editor(), world.editor()

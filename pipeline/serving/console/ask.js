@@ -1,6 +1,7 @@
 // One question, two answers side by side: by the release in use, and by the model as it was before any edit.
 
 let asking = null; // aborts the two streams
+let behind = null; // the edit nearest to the question
 
 $("ask-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -27,6 +28,7 @@ async function ask() {
   $("answers").hidden = false;
   $("why").hidden = true;
   $("stop").hidden = false;
+  behind = null;
   announce("Asking.");
   const [edited, unedited] = await Promise.all([
     stream("edited", path, { ...asked, explain: true }, {}, mine.signal),
@@ -37,7 +39,7 @@ async function ask() {
   if (mine.signal.aborted) return announce("Stopped.");
   const same = edited === unedited ? "Both are the same." : "They differ.";
   announce(`With edits: ${edited ?? "failed"}. Without edits: ${unedited ?? "failed"}. ${same}`);
-  $("correct").onclick = () => startEdit({ prompt: text, before: edited ?? "" });
+  $("correct").onclick = () => startEdit({ prompt: text, before: edited ?? "", subject: behind?.prompt === text ? (behind.subject ?? "") : "" });
 }
 
 // Streams one answer into its pane; returns its text, or null where there is none.
@@ -91,6 +93,7 @@ function explain({ release, route, why }) {
   const near = why?.nearest_edits ?? [];
   drawScale(why, near);
   const [first, ...others] = near;
+  behind = first;
   $("behind").replaceChildren(...(first ? [drawNear("div", first, routed ? "the edit behind it" : "the nearest edit")] : []));
   $("nearest").replaceChildren(...others.map((edit) => drawNear("li", edit)));
   $("others").hidden = !others.length;

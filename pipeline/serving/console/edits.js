@@ -81,10 +81,11 @@ function updateEdit(row, edit) {
 }
 
 // Opens the form, with what is known filled in.
-function startEdit({ prompt, before }) {
+function startEdit({ prompt, before, subject }) {
   $("add").open = true;
   $("add-prompt").value = prompt;
   $("add-before").value = before;
+  $("add-subject").value = subject;
   $("add-target").value = "";
   $("add-target").focus();
 }

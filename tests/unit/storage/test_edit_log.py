@@ -1,4 +1,5 @@
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.edits import Edit, LocalityPrompt
-from pipeline.errors import NotFound
-from pipeline.storage import delta_table, log_append, staged_files
+from pipeline.errors import NotFound, StoreError
+from pipeline.storage import delta_table, edit_log, log_append, staged_files
 from pipeline.storage.batches import Batch, Counts, Rejection
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
@@ -254,6 +255,35 @@ def test_posts_in_one_commit_say_what_they_say_one_by_one(
     assert [(entry.edit, entry.row) for entry in together.history()] == [
         (entry.edit, entry.row) for entry in apart.history()
     ]
+
+
+def test_two_compactions_do_not_overlap(log: EditLog) -> None:
+    """Delta would let both replace the same files, and the log would then say everything twice."""
+    for number in range(3):
+        log.append(batch(up("p", str(number)), source=str(number)))
+    before = log.history()
+    with log._compacting(), pytest.raises(StoreError, match="is being compacted since"):
+        log.compact()
+    assert log.compact() == 0
+    assert log.history() == before
+
+
+def test_a_compaction_that_was_killed_does_not_forbid_it_for_ever(
+    log: EditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(batch(up("p", "1")))
+    log._store.create(edit_log.COMPACTING, b"")
+    monkeypatch.setattr(edit_log, "LONGEST_COMPACTION", timedelta(0))
+    assert log.compact() == 0
+    assert not log._store.exists(edit_log.COMPACTING)
+
+
+def test_posts_that_say_nothing_new_leave_the_log_as_it_is(log: EditLog) -> None:
+    assert log.append_together([Batch("posts", ((1, up("p", "1")),), after="a")])[0].ingested == 1
+    version = log.version()
+    assert log.append_together([Batch("posts", ((1, up("p", "1")),), after="b")])[0].unchanged == 1
+    assert log.append_together([]) == []
+    assert log.version() == version
 
 
 def test_what_came_since_is_what_the_whole_history_ends_with(log: EditLog) -> None:
