@@ -39,7 +39,8 @@ async function ask() {
   if (mine.signal.aborted) return announce("Stopped.");
   const same = edited === unedited ? "Both are the same." : "They differ.";
   announce(`With edits: ${edited ?? "failed"}. Without edits: ${unedited ?? "failed"}. ${same}`);
-  $("correct").onclick = () => startEdit({ prompt: text, before: edited ?? "", subject: behind?.prompt === text ? (behind.subject ?? "") : "" });
+  const subject = (behind?.prompt === text && behind.subject) || "";
+  $("correct").onclick = () => startEdit({ prompt: text, before: edited ?? "", subject });
 }
 
 // Streams one answer into its pane; returns its text, or null where there is none.
