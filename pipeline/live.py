@@ -30,8 +30,6 @@ from pipeline.training.tokens import fits
 
 log = logging.getLogger(__name__)
 
-MOST_PASSED_OVER = 3  # steps
-
 
 class LiveEditor:
     """`suffix`: the layers that train; `texts`: what the base model writes by itself."""
@@ -51,8 +49,6 @@ class LiveEditor:
         self._slots = Slots(self._log)
         self._done: tuple[int | None, int] | None = None  # version of the log and head at which nothing was left to do
         self._open: tuple[ObjectRef, FreshMemory] | None = None
-        self._hard: set[str] = set()  # edits that did not hold when they were taught with others
-        self._passed_over = 0  # steps in which these waited
         self._router = LiveRouter(config, store, base, texts=texts)
         self._memories = MemoryCache(base)
 
@@ -123,35 +119,25 @@ class LiveEditor:
     def _taught(self, kept: Contents, edits: Sequence[Edit]) -> tuple[Contents, set[str]]:
         """With the edits that come to hold, and the ids of those that do not.
 
-        They join the memory that earlier ones went into, for few steps. What holds then is published, and the others
-        have their turn when nothing else waits, or after a few steps of waiting: a memory of their own, and more
-        steps. They have it at once where none of them holds, or an earlier one was undone. What does not hold there
-        is left out."""
+        They join the memory that earlier ones went into. Where one of them or of the earlier ones does not hold then,
+        they get a memory of their own and more steps; what does not hold there either is left out."""
         if not edits:
             return kept, set()
-        hard = tuple(edit for edit in edits if edit.edit_id in self._hard)
-        quick = tuple(edit for edit in edits if edit.edit_id not in self._hard)
-        if hard and self._passed_over == MOST_PASSED_OVER:
-            quick = ()
-        self._passed_over = self._passed_over + 1 if hard and quick else 0
-        new = extract_edits(self._base, self._store, quick or hard, texts=self._texts, config=self._config)
-        everything = {edit.edit_id for edit in new.edits}
-        tries: list[tuple[FreshMemory | None, int]] = [(None, LAST_STEPS)]
-        if quick:
-            tries.insert(0, (self._with_room(kept, len(quick)), FIRST_STEPS))
-        while tries:
-            memory, steps = tries.pop(0)
+        new = extract_edits(self._base, self._store, edits, texts=self._texts, config=self._config)
+        everything = {edit.edit_id for edit in edits}
+        earlier = self._with_room(kept, len(edits))
+        for memory, steps in ((earlier, FIRST_STEPS), (None, LAST_STEPS)):
             try:
                 fresh = teach(self._suffix, new, memory=memory, steps=steps, config=self._config)
             except TrainingDiverged as error:
                 log.warning("%s", error)
-                failed = everything
+                contents, failed = kept, everything
                 continue
             contents = self._with_memory(kept, new, fresh, taught_on=memory is not None)
             # Earlier edits all of whose wordings still hold are not asked again: their losses say it.
             asked = [edit for edit in fresh.taught.edits if edit.edit_id in everything | fresh.unsure]
             failed = self._failing(contents, asked)
-            if failed < everything:
+            if not failed:
                 break
         if failed == everything:
             return kept, failed
@@ -159,9 +145,6 @@ class LiveEditor:
             holding = [place for place, entry in enumerate(contents.entries) if entry.edit_id not in failed]
             contents = contents.keep(holding)
         self._open = (contents.memories[-1], fresh)
-        if tries:
-            self._hard |= failed
-            return contents, set()
         return contents, failed
 
     def _with_room(self, kept: Contents, count: int) -> FreshMemory | None:
