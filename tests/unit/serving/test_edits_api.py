@@ -205,7 +205,8 @@ def test_posts_at_the_same_time_all_land(endpoint: Endpoint) -> None:
     assert {prompt for prompt, _ in said(endpoint)} == {edit["prompt"] for edit in edits}
 
 
-def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Commits of posts wait: one event says that the first has begun, the other lets them go on."""
     entered, go_on = threading.Event(), threading.Event()
     append = EditLog.append_together
 
@@ -214,6 +215,12 @@ def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypat
         assert go_on.wait(30)
         return append(log, batches)
 
+    monkeypatch.setattr(EditLog, "append_together", slow)
+    return entered, go_on
+
+
+def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = held_up(monkeypatch)
     left: list[Post] = []
     leave = EditDesk.leave
 
@@ -221,7 +228,6 @@ def test_posts_that_arrive_together_are_one_commit(endpoint: Endpoint, monkeypat
         left.append(leave(desk, *arguments, **keywords))
         return left[-1]
 
-    monkeypatch.setattr(EditLog, "append_together", slow)
     monkeypatch.setattr(EditDesk, "leave", counted)
     bodies: list[Any] = [{"prompt": f"Q{number}?", "target": "t"} for number in range(9)]
     bodies += [bodies[0], {"edits": [{"prompt": "x"}, bodies[1]]}]
@@ -286,15 +292,7 @@ def test_an_edit_that_did_not_come_to_hold_is_said_to_have_failed(endpoint: Endp
 
 
 def test_posts_beyond_the_queue_are_told_to_come_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, go_on = threading.Event(), threading.Event()
-    append = EditLog.append_together
-
-    def slow(log: EditLog, batches: Any) -> Any:
-        entered.set()
-        assert go_on.wait(30)
-        return append(log, batches)
-
-    monkeypatch.setattr(EditLog, "append_together", slow)
+    entered, go_on = held_up(monkeypatch)
     with ThreadPoolExecutor(40) as pool:
         first = pool.submit(post, endpoint, PARIS)
         assert entered.wait(30)

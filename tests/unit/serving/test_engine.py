@@ -170,14 +170,20 @@ async def test_closing_finishes_the_running_batch_and_fails_what_waits(
         await waiting.started()
 
 
-async def test_a_swap_does_not_touch_an_answer_that_has_begun(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
-    gate.open()
-    loaded: list[LoadedRelease] = []
+def two_releases(endpoint: Endpoint) -> list[LoadedRelease]:
+    """They answer the first prompt differently."""
+    loaded = []
     for seed in (1, 2):
-        publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=seed)
+        publish_release(endpoint.store, endpoint.base, prompts=PROMPTS[:1], seed=seed)
         endpoint.follower.follow()
         assert endpoint.engine.release is not None
         loaded.append(endpoint.engine.release)
+    return loaded
+
+
+async def test_a_swap_does_not_touch_an_answer_that_has_begun(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
+    gate.open()
+    loaded = two_releases(endpoint)
     wanted = request(base, PROMPTS[0], tokens=12)
     first, second = (generate(base, release, [wanted])[0][0] for release in loaded)
     assert first != second
@@ -197,12 +203,7 @@ async def test_a_swap_does_not_touch_an_answer_that_has_begun(base: BaseModel, e
 async def test_swaps_between_jobs_that_run_side_by_side(base: BaseModel, endpoint: Endpoint, gate: Gate) -> None:
     """Twenty jobs, a swap after each: every one is answered by the release that was there when it began."""
     gate.open()
-    loaded: list[LoadedRelease] = []
-    for seed in (1, 2):
-        publish_release(endpoint.store, base, prompts=PROMPTS[:1], seed=seed)
-        endpoint.follower.follow()
-        assert endpoint.engine.release is not None
-        loaded.append(endpoint.engine.release)
+    loaded = two_releases(endpoint)
     wanted = request(base, PROMPTS[0], tokens=40)
     alone = {id(release): generate(base, release, [wanted])[0][0] for release in loaded}
 
