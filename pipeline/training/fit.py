@@ -54,10 +54,9 @@ def fit(
 
     The first `bare` rows are the edits asked bare. They are trained first, and then all wordings are looked at: most
     hold by then and cost no step. ΔW starts at zero, or at `start_DF`: then what holds there already is looked at
-    first, and told as step 0. Outside the mask it stays as it started. A pass looks at `least_wordings` at least; more of
-    them undo less of what holds. It ends when every wording holds, after
-    `max_steps`, or, when ΔW started at zero, when the last few do not come to hold: some edits find no room in their
-    subspace, and what is merged of several has more.
+    first, and told as step 0. Outside the mask it stays as it started. A pass looks at `least_wordings` at least: more
+    undo less of what holds. It ends when every wording holds, after `max_steps`, or, when ΔW started at zero, when the
+    last few do not come to hold: some edits find no room in their subspace, and what is merged of several has more.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
     # ΔW = start + mask ⊙ (V P); Adam moves V.
