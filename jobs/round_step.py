@@ -1,17 +1,15 @@
 """`wiseline round --step …`: one step of a round, for workflow engines. Each is safe to repeat."""
 
 import json
-import time
 from collections.abc import Sequence
 
 import typer
 
 from jobs.options import print_json
 from jobs.round_progress import RoundProgress
-from jobs.run_round import show_summary, summarise
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.rounds import RoundResult, evaluate_step, merge_step, plan_step, publish_step, train_step
+from pipeline.rounds import evaluate_step, merge_step, plan_step, publish_step, train_step
 
 STEPS = ("plan", "train", "merge", "evaluate", "publish")
 
@@ -28,7 +26,6 @@ def take_step(
         release = None if stands is None else stands.number
         typer.echo(json.dumps({"round": planned, "shards": numbers, "stands": release}))
         return
-    started = time.monotonic()
     with RoundProgress() as progress:
         match step:
             case "train":
@@ -42,23 +39,11 @@ def take_step(
                 said = "The candidate passed its gate." if now else "The candidate is evaluated already."
             case _:
                 result = publish_step(settings, round_id, observe=progress)
-                said = "" if result.published else f"Release {result.release.number} stands for this round."
-    if step == "publish":
-        _tell_published(result, settings, seconds=time.monotonic() - started, said=said, json_line=json_line)
-    else:
-        typer.echo(said)
-        if json_line:
-            print_json({"round_id": round_id, "step": step, "done": said})
-
-
-def _tell_published(result: RoundResult, settings: Config, *, seconds: float, said: str, json_line: bool) -> None:
-    summary = summarise(result, settings, seconds=seconds)
-    if said:
-        typer.echo(said)
-    else:
-        show_summary(summary)
+                number = result.release.number
+                said = f"Release {number} published." if result.published else f"Release {number} stands."
+    typer.echo(said)
     if json_line:
-        print_json(summary)
+        print_json({"round": round_id, "step": step, "said": said})
 
 
 def check_options(step: str | None, round_id: str | None, shards: Sequence[int] | None) -> None:

@@ -104,6 +104,7 @@ def evaluate_step(config: Config, round_id: str, *, observe: Observe = lambda ev
         if _is_done(round) or find_candidate(round.store, round_id):
             return False
         check_verdict(round.store, round_id)
+        round.diary.reused |= {shard.digest for _, shard in round.shards}  # trained by other processes
         release, report, _ = evaluate(round)
         keep_candidate(round.store, release, report)
         return True

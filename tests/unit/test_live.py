@@ -21,6 +21,7 @@ from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import POSTED, EditLog
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import NO_ROUND, OfModel, Release, head, only_live_since, publish, rollback
+from pipeline.training import router_growth
 from pipeline.training.carry import carry
 from tests.tiny_world import save_model
 
@@ -141,6 +142,23 @@ def test_retracting_trains_nothing_and_superseding_replaces(world: World, monkey
     last = served(editor)
     assert (last.edits, last.memories) == (0, ())
     assert world.answers(A, B) == world.unedited(A, B)
+
+
+def test_a_router_that_grew_is_fitted_again_when_nothing_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_growth, "SOON_FITTED", 0)
+    editor = world.editor()
+    world.say(A)
+    served(editor)
+    world.say(B, C)
+    grown, fitted = editor.step(), editor.step()
+    assert grown is not None
+    assert fitted is not None
+    assert grown.live is not None
+    assert fitted.live is not None
+    assert (grown.edits, grown.live.fitted_on, fitted.edits, fitted.live.fitted_on) == (3, 1, 3, 3)
+    assert (fitted.memories, fitted.bank, fitted.readouts) == (grown.memories, grown.bank, grown.readouts)
+    assert editor.step() is None
+    assert world.answers(A, B, C) == targets([A, B, C])
 
 
 def test_a_rollback_stands_until_something_is_said(world: World) -> None:

@@ -96,7 +96,10 @@ def test_an_entry_is_reached_when_its_own_prompt_is_routed_to_it(
 
 
 def test_a_bank_outgrows_its_router_by_half() -> None:
-    assert is_outgrown(1, fitted_on=0)
-    assert not is_outgrown(150, fitted_on=100)
-    assert is_outgrown(151, fitted_on=100)
-    assert not is_outgrown(5000, fitted_on=100)  # left to the round
+    assert is_outgrown(1, fitted_on=0, in_a_stream=True)
+    assert is_outgrown(16, fitted_on=10, in_a_stream=True)  # it costs little
+    assert not is_outgrown(150, fitted_on=100, in_a_stream=False)
+    assert is_outgrown(151, fitted_on=100, in_a_stream=False)
+    assert not is_outgrown(400, fitted_on=100, in_a_stream=True)
+    assert is_outgrown(401, fitted_on=100, in_a_stream=True)
+    assert not is_outgrown(5000, fitted_on=100, in_a_stream=False)  # left to the round
