@@ -4,9 +4,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,7 +16,6 @@ from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from pipeline.config import Config, ServeSection, load_config
 from pipeline.errors import EndpointError, WiselineError
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 10  # seconds beside serve.drain_seconds, for the replicas to be asked
 
 if TYPE_CHECKING:
@@ -33,21 +33,27 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
     heard: SimpleQueue[int] = SimpleQueue()  # may be written to by a signal handler
     typer.echo(f"Loading {settings.model.path} …")
     with running_endpoint(settings) as url:
-        for number in (signal.SIGUSR1, *STOPPING):
-            signal.signal(number, lambda number, _: heard.put(number))
+        signal.signal(signal.SIGUSR1, lambda number, _: heard.put(number))
+        _when_stopped(lambda number, _: heard.put(number))
         typer.echo(f"Serving {settings.model.path} at {url}/v1; Ctrl-C stops it.")
         typer.echo(f'Ask it: wiseline ask --url {url} "…", or in a browser: {url}/console')
         if json_line:
             print_json({"url": url})
         while heard.get() == signal.SIGUSR1:
             typer.echo("Reading the config again …")
+            _when_stopped(signal.default_int_handler)  # a switch that waits for room may wait for ever
             try:
                 settings = switch_endpoint(settings, load_config(config, overrides=set_ or ()))
                 typer.echo(f"Serving {settings.model.path} now.")
             except WiselineError as error:
                 typer.echo(f"{error} {settings.model.path} is served as before.", err=True)
-        for number in STOPPING:  # asked a second time, it does not wait for running answers
-            signal.signal(number, signal.default_int_handler)
+            _when_stopped(lambda number, _: heard.put(number))
+        _when_stopped(signal.default_int_handler)  # asked a second time, it does not wait for running answers
+
+
+def _when_stopped(handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 @contextmanager
