@@ -62,7 +62,7 @@ def status_command(config: ConfigOption = None, set_: SetOption = None, json_lin
 
 
 def _head(release: "Release", when: str) -> str:
-    what = note(release, head=release).removeprefix("head").removeprefix(", ")
+    what = note(release, head=False)
     return f"release {release.number}{f' ({what})' if what else ''}, {release.edits} edits, {when}"
 
 

@@ -20,7 +20,7 @@ from pipeline.models.suffix import load_suffix
 from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import POSTED, EditLog
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import NO_ROUND, Release, head, only_live_since, publish, rollback
+from pipeline.storage.releases import NO_ROUND, OfModel, Release, head, only_live_since, publish, rollback
 from pipeline.training import router_growth
 from pipeline.training.carry import carry
 from tests.tiny_world import save_model
@@ -194,16 +194,29 @@ def test_who_is_second_loses_and_goes_on(world: World, monkeypatch: pytest.Monke
     slower, faster = world.editor(), world.editor()
     write = live_module.publish
 
-    def beaten(store: ObjectStore, release: Release) -> None:
+    def beaten(store: ObjectStore, release: Release) -> Release:
         monkeypatch.setattr(live_module, "publish", write)
         served(faster)
-        write(store, release)
+        return write(store, release)
 
     monkeypatch.setattr(live_module, "publish", beaten)
     with pytest.raises(RoundConflict):
         slower.step()
     assert slower.step() is None
     assert world.answers(A) == [A.target]
+
+
+def test_another_models_releases_are_in_nobodys_way(world: World) -> None:
+    editor = world.editor()
+    world.say(A)
+    first = served(editor)
+    theirs = publish(world.store, first.model_copy(update={"parent": None, "model_fingerprint": "other"}))
+    assert editor.step() is None
+    assert only_live_since(world.store, first.number, OfModel(first.model_fingerprint, first.layer))
+    world.say(B)
+    second = served(editor)
+    assert (second.number, second.parent) == (theirs.number + 1, first.number)
+    assert world.answers(A, B, release=second) == targets([A, B])
 
 
 def test_what_does_not_hold_is_left_out_and_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +253,7 @@ def test_a_round_takes_along_what_was_posted_while_it_ran(world: World) -> None:
     world.log.retract([B.slot_id])
     newest = served(editor)
     assert only_live_since(world.store, first.number)
-    together = carry(world.store, candidate, newest, config=world.config)
-    publish(world.store, together)
+    together = publish(world.store, carry(world.store, candidate, newest, config=world.config))
     assert (together.number, together.parent, together.round_id) == (newest.number + 1, newest.number, "of a round")
     assert (together.edits, together.live and together.live.memories) == (2, 1)
     assert world.answers(A, C) == targets([A, C])
