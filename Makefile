@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-integration lint format bench clean
+.PHONY: help demo test test-integration test-cluster lint format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,9 @@ test: $(VENV)/installed-dev  ## Unit, contract and Ray tests
 
 test-integration: $(VENV)/installed-dev  ## The whole loop against real services (S3 server); skips what is missing
 	$(BIN)/python -m pytest tests/integration
+
+test-cluster: $(VENV)/installed-dev  ## Rounds on several nodes: a cut link (needs root; skipped without), a node that joins
+	$(BIN)/python -m pytest tests/cluster
 
 lint: $(VENV)/installed-lint  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@
     │   ├── NewerSchema        written by a newer wiseline
     │   └── UnsafeStore        the store overwrites what it promised to create only once
     ├── TrainingDiverged       a loss became non-finite
+    ├── WorkersLost            workers of a round, or what they held, went with their node
     ├── RoundConflict          another round published first
     ├── GateFailed             the candidate missed a threshold; nothing was published
     └── EndpointError          the endpoint is not there or refused
@@ -60,6 +61,9 @@ class UnsafeStore(StoreError): ...
 
 
 class TrainingDiverged(WiselineError): ...
+
+
+class WorkersLost(WiselineError): ...
 
 
 class RoundConflict(WiselineError): ...

@@ -64,8 +64,10 @@ class Diary:
     def phase(self, name: str, detail: str, *, shards: int = 0) -> Iterator[None]:
         self.observe(PhaseStarted(name, detail, shards))
         started = time.monotonic()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 3)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 3)
 
 
 def describe(

@@ -90,6 +90,12 @@ class Round:
         with self.diary.phase("start", "workers"):
             return self.pool.stage(most=most, whole_model=whole_model)
 
+    def forget(self) -> None:
+        """All but what is in the store."""
+        self.pool.keep(0)
+        self.activations, self.routing = {}, None
+        self.__dict__.pop("memories", None)
+
 
 def untrained(round: Round) -> list[int]:
     """Numbers of the shards that are to be trained."""
@@ -98,16 +104,17 @@ def untrained(round: Round) -> list[int]:
 
 def extract(round: Round, shards: Sequence[ShardPlan]) -> list[Any]:
     """Keys and states go to the store, the rest to whoever trains or polishes. Returns workers that have the model."""
-    workers = round.workers(most=len(shards))
+    round.workers(most=len(shards))
     with round.diary.phase("extract", f"{sum(len(shard.edits) for shard in shards)} edits"):
-        round.activations |= extract_shards(workers, shards)
-    return workers
+        round.activations |= extract_shards(round.pool, shards)
+    return round.pool.workers
 
 
 def fit_router(round: Round, worker: Any) -> None:
     """Needs the extracted states alone, so it is fitted beside the training."""
     round.routing = worker.route.remote(round.plan, round.standing)
     if round.pool.apart:
+        round.pool.keep(1)
         with round.diary.phase("route", f"a router over {len(round.plan.live_edits)} edits"):
             fetch(round.routing)
 
@@ -118,17 +125,20 @@ def train(round: Round, numbers: Sequence[int]) -> None:
     to_train = {shard.digest for _, shard in jobs}
     for index, memory in enumerate(round.plan.memories):
         for shard in memory.shards:
-            if shard.digest not in to_train and is_trained(round.store, shard):
+            known = shard.digest in to_train or shard.digest in round.diary.finished
+            if not known and is_trained(round.store, shard):
                 round.diary.reused.add(shard.digest)
                 round.diary.observe(ShardNews(index, shard, None, reused=True))
     if not jobs:
         return
     _extract_missing(round, _trained_on(round, jobs))
+    for digest in to_train:
+        round.diary.losses.pop(digest, None)
     workers = round.workers(most=max(len(jobs), len(round.unfinished)), whole_model=False)
     memory_of = {shard.digest: index for index, memory in enumerate(round.plan.memories) for shard in memory.shards}
     detail = f"{len(jobs)} of {len(round.shards)} shards, {min(len(jobs), len(workers))} side by side"
     with round.diary.phase("train", detail, shards=len(jobs)):
-        for step in train_shards(workers, jobs, round.activations):
+        for step in train_shards(round.pool, jobs, round.activations):
             if step.progress is not None:
                 curve = round.diary.losses.setdefault(step.shard.digest, [])
                 curve.append((step.progress.step, step.progress.loss))
@@ -162,22 +172,21 @@ def merge(round: Round) -> None:
             f"({', '.join(map(str, missing[:8]))}{', …' if len(missing) > 8 else ''}); run `--step train` first."
         )
     _extract_missing(round, round.to_polish)
-    workers = round.workers(most=len(unfinished), whole_model=False)
+    round.workers(most=len(unfinished), whole_model=False)
     detail = f"{len(unfinished)} of {len(round.plan.memories)} memories by {round.config.merge.method}"
     with round.diary.phase("merge", detail):
-        merged = merge_memories(workers, unfinished)
+        merged = merge_memories(round.pool, unfinished)
     if round.config.merge.polish_steps:
         with round.diary.phase("polish", f"at most {round.config.merge.polish_steps} steps a memory"):
-            merged = _polish(round, workers, unfinished, merged)
+            merged = _polish(round, unfinished, merged)
     round.memories.update(zip([memory.digest for memory in unfinished], merged, strict=True))
 
 
-def _polish(
-    round: Round, workers: Sequence[Any], memories: Sequence[MemoryPlan], merged: Sequence[ObjectRef]
-) -> list[ObjectRef]:
+def _polish(round: Round, memories: Sequence[MemoryPlan], merged: Sequence[ObjectRef]) -> list[ObjectRef]:
     index_of = {memory.digest: index for index, memory in enumerate(round.plan.memories)}
     polished: dict[str, ObjectRef] = {}
-    for step in polish_memories(workers, memories, merged, round.activations):
+    round.diary.polish.clear()
+    for step in polish_memories(round.pool, memories, merged, round.activations):
         index = index_of[step.memory.digest]
         if isinstance(step.news, ObjectRef):
             polished[step.memory.digest] = step.news

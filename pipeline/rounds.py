@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.actors.worker_pool import WorkerPool
 from pipeline.config import Config
-from pipeline.errors import ConfigError, WiselineError
+from pipeline.errors import ConfigError, WiselineError, WorkersLost
 from pipeline.evaluation.gate import check_verdict
 from pipeline.evaluation.measure import Measurement
 from pipeline.models.base_model import Identity, identify
@@ -52,14 +52,28 @@ def run_round(config: Config, *, observe: Observe = lambda event: None) -> Round
             return RoundResult(release=done, published=False, report={}, report_path=None)
         check_verdict(round.store, round.plan.round_id)
         write_plan(round.store, round.plan)
-        numbers = untrained(round)
-        needed = {shard.digest: shard for shard in [*(round.shards[n][1] for n in numbers), *round.to_polish]}
-        workers = extract(round, [shard for _, shard in round.shards if shard.digest in needed])
-        fit_router(round, workers[0])
-        train(round, numbers)
-        merge(round)
-        release, report, measured = evaluate(round)
+        release, report, measured = _evaluated(round)
         return _published(round, release, report, measured)
+
+
+def _evaluated(round: Round) -> tuple[Release, dict[str, Any], Measurement]:
+    """Where a node took workers with it, or what they held, the round goes on from the store with those that are there
+    then."""
+    restarts = round.config.resources.max_restarts
+    while True:
+        try:
+            numbers = untrained(round)
+            needed = {shard.digest for shard in [*(round.shards[n][1] for n in numbers), *round.to_polish]}
+            workers = extract(round, [shard for _, shard in round.shards if shard.digest in needed])
+            fit_router(round, workers[0])
+            train(round, numbers)
+            merge(round)
+            return evaluate(round)
+        except WorkersLost:
+            if restarts == 0:
+                raise
+            restarts -= 1
+            round.forget()
 
 
 def plan_step(config: Config, *, observe: Observe = lambda event: None) -> tuple[str, list[int], Release | None]:
