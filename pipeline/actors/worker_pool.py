@@ -48,6 +48,7 @@ class WorkerPool:
     def __init__(self, config: Config, *, model: Identity) -> None:
         self._config = config
         self._workers: list[Any] = []
+        self._whole_model = True  # what they hold
         stages = config.resources.stages
         self.apart = model.weight_bytes > SMALL_MODEL_BYTES if stages == "auto" else stages == "apart"
 
@@ -70,9 +71,10 @@ class WorkerPool:
 
         Those that the stage has no work for are ended. One of them may hold the place in which a worker that died
         would start again, with a call that was made to it alone."""
-        if self.apart:
-            self._end()
         whole_model = whole_model or not self.apart
+        if whole_model != self._whole_model:
+            self._end()
+            self._whole_model = whole_model
         wanted = max(1, min(most, _room(self._config, gpus=gpus_per_worker(self._config, whole_model=whole_model))))
         for surplus in self._workers[wanted:]:
             ray.kill(surplus)
