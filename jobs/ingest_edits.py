@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from pipeline.config import Config, load_config
+from pipeline.metrics import record
 
 # Refused rows that the report names; all of them are in quarantine/.
 SHOWN_REJECTIONS = 5
@@ -90,6 +91,8 @@ def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> Inge
             room = SHOWN_REJECTIONS - len(refused)
             refused += [RejectedRow(batch.source, bad.row, bad.reason) for bad in batch.rejections[:room]]
         counts = stream.commit()
+    for outcome in ("ingested", "unchanged", "duplicates", "quarantined"):
+        record("wiseline_rows_total", getattr(counts, outcome), outcome=outcome)
     return IngestReport(
         files=len(sources),
         rows=counts.rows,

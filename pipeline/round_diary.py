@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.report import render_html
+from pipeline.metrics import record
 from pipeline.models.base_model import Identity
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.candidate import Candidate
@@ -66,6 +67,18 @@ class Diary:
         started = time.monotonic()
         yield
         self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 3)
+        record("wiseline_round_phase_seconds", self.seconds[name], phase=name)
+
+    def trained(self, news: ShardNews) -> None:
+        digest, progress = news.shard.digest, news.progress
+        if progress is not None:
+            known = self.finished[digest].step if digest in self.finished else 0
+            # A shard whose worker died begins anew.
+            record("wiseline_training_steps_total", progress.step - (known if progress.step > known else 0))
+            record("wiseline_shard_loss", progress.loss, memory=str(news.memory), shard=str(news.shard.index))
+            self.losses.setdefault(digest, []).append((progress.step, progress.loss))
+            self.finished[digest] = progress
+        self.observe(news)
 
 
 def describe(

@@ -193,11 +193,7 @@ def _train(
 ) -> None:
     memory_of = {shard.digest: index for index, memory in enumerate(plan.memories) for shard in memory.shards}
     for step in train_shards(workers, jobs, activations):
-        if step.progress is not None:
-            curve = diary.losses.setdefault(step.shard.digest, [])
-            curve.append((step.progress.step, step.progress.loss))
-            diary.finished[step.shard.digest] = step.progress
-        diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
+        diary.trained(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
 
 
 def _polish(

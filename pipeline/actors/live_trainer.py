@@ -12,6 +12,7 @@ from pipeline.actors.worker import gpus_per_worker
 from pipeline.config import Config
 from pipeline.errors import RoundConflict, WiselineError
 from pipeline.live import LiveEditor
+from pipeline.metrics import record
 from pipeline.models.base_model import load_base_model, model_folder
 from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
@@ -40,6 +41,7 @@ class LiveTrainer:
         while True:
             try:
                 editor = editor or self._editor()
+                began = time.monotonic()
                 release = editor.step()
                 pause = 0.0
             except RoundConflict as conflict:
@@ -50,6 +52,7 @@ class LiveTrainer:
                 log.warning("Live edits wait: %s", error, exc_info=not isinstance(error, WiselineError))
                 release = None
             if release is not None:
+                record("wiseline_live_release_seconds", time.monotonic() - began)
                 log.info("Release %d holds %d edits.", release.number, release.edits)
             else:
                 time.sleep(pause or LOOK_SECONDS)

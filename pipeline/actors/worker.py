@@ -1,5 +1,6 @@
 """Ray actor of a round: it extracts, trains, merges, polishes, fits the router and measures."""
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.evaluation.measure import Measurement, measure
 from pipeline.evaluation.study import Case, Study, study
+from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel, identify, load_base_model, model_folder
 from pipeline.models.loaded_release import load_release
 from pipeline.models.suffix import load_suffix
@@ -24,7 +26,7 @@ from pipeline.training.carry import carry
 from pipeline.training.contexts import stored_texts
 from pipeline.training.edit_stream import EditStream
 from pipeline.training.fit import Progress
-from pipeline.training.memory import merge_memory, polish_memory
+from pipeline.training.memory import is_merged, merge_memory, polish_memory, shard_bytes
 from pipeline.training.planning import MemoryPlan, Plan, ShardPlan
 from pipeline.training.shard import extract_shard, train_shard
 
@@ -88,7 +90,12 @@ class Worker:
 
     def merge(self, memory: MemoryPlan) -> Iterator[ObjectRef]:
         """Gathers the shards' deltas from the store; one item, where the merged memory lies."""
-        yield merge_memory(self._store, memory, config=self._config)
+        found, started = is_merged(self._store, memory, config=self._config), time.monotonic()
+        merged = merge_memory(self._store, memory, config=self._config)
+        if not found:
+            record("wiseline_merge_seconds_total", time.monotonic() - started)
+            record("wiseline_merge_bytes_total", shard_bytes(self._store, memory))
+        yield merged
 
     def polish(
         self, memory: MemoryPlan, merged: ObjectRef, *activations: Activations

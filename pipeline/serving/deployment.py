@@ -15,6 +15,7 @@ from pipeline.serving.app import build_app
 from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import ReleaseFollower
+from pipeline.serving.standing import Standing
 from pipeline.storage.object_store import open_store
 
 APP_NAME = "wiseline"
@@ -39,15 +40,16 @@ class Endpoint:
         base = load_base_model(config.model)
         self._config = config
         self._engine = Engine(base, config.serve)
+        store = open_store(config.store)
         self._follower = ReleaseFollower(
-            open_store(config.store),
+            store,
             base,
             self._engine.swap,
             poll_seconds=config.serve.poll_seconds,
             memories=MemoryCache(base, device_gib=config.serve.device_memory_gib),
         )
-
         self._drain = Drain()
+        Standing(store, self._engine).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id

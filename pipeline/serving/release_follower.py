@@ -13,6 +13,7 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from pipeline.errors import WiselineError
+from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease, load_release
 from pipeline.models.side_memories import MemoryCache
@@ -100,6 +101,7 @@ class ReleaseFollower:
     def _take_newest(self, numbers: list[int]) -> None:
         problem: str | None = None
         for number in numbers:
+            began = time.monotonic()
             try:
                 loaded = self.release(number)
             except Exception as error:
@@ -107,6 +109,7 @@ class ReleaseFollower:
                 continue
             assert loaded is not None
             self._swap(loaded)
+            record("wiseline_swap_seconds", time.monotonic() - began)
             self.state = replace(self.state, release=number)
             log.info("Release %d answers from now on.", number)
             break

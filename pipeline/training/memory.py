@@ -38,6 +38,17 @@ def find_memory(
     return _find(store, path)
 
 
+def is_merged(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> bool:
+    """Whether `merge_memory` will find it."""
+    return store.exists(_path(memory, config, polished=False))
+
+
+def shard_bytes(store: ObjectStore, memory: MemoryPlan) -> int:
+    """Of the memory's shard deltas: their values, in float32, without what the store adds or saves."""
+    first = read_metadata(store, memory.shards[0])
+    return int(4 * first.rows * first.columns * first.density) * len(memory.shards)
+
+
 def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef:
     """Place and checksum of the merged, not yet polished memory; found, or merged now. May be repeated."""
     path = _path(memory, config, polished=False)
