@@ -83,7 +83,7 @@ def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> Inge
 
     sources = find_files(paths, s3_endpoint_url=config.store.s3_endpoint_url)
     log = EditLog(open_store(config.store, probe=True))
-    connect(config.resources)
+    connect(config.resources, logs=config.observe.logs)
     refused: list[RejectedRow] = []
     with log.appending(again=again) as stream:
         for batch in read_batches(sources, config.edits):

@@ -5,7 +5,6 @@ router grows, they are asked, and what holds is published. Nothing is kept that 
 killed anywhere and taken again by another process. Warm state only saves time.
 """
 
-import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
@@ -14,6 +13,7 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.errors import ConfigError, TrainingDiverged
 from pipeline.evaluation.holding import failing
+from pipeline.logs import logger
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import check_made_for, load_release
 from pipeline.models.side_memories import MemoryCache
@@ -28,7 +28,7 @@ from pipeline.training.live_plan import LivePlan, plan_live
 from pipeline.training.live_router import LiveRouter
 from pipeline.training.tokens import fits
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class LiveEditor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Reporter = Literal["round", "worker", "ingest", "replica", "live trainer"]
+Reporter = Literal["round", "ingest", "replica", "live trainer"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # Ray wants boundaries above 0, so a margin is a share: 0.5 is the threshold itself.
@@ -106,8 +106,8 @@ METRICS: dict[str, Metric] = {
         ("memory", "shard"),
     ),
     "wiseline_training_steps_total": Metric("counter", "steps", "round", "optimiser steps of shards"),
-    "wiseline_merge_bytes_total": Metric("counter", "bytes", "worker", "bytes of shard deltas that were merged"),
-    "wiseline_merge_seconds_total": Metric("counter", "seconds", "worker", "spent in merging them"),
+    "wiseline_merge_bytes_total": Metric("counter", "bytes", "round", "bytes of shard deltas that were merged"),
+    "wiseline_merge_seconds_total": Metric("counter", "seconds", "round", "spent in merging them"),
     "wiseline_rows_total": Metric(
         "counter",
         "rows",

@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, RoundConflict, WiselineError
 from pipeline.evaluation.gate import check_gate, check_verdict, keep_verdict
 from pipeline.evaluation.measure import Measurement
+from pipeline.logs import about, logger
 from pipeline.models.base_model import Identity, identify
 from pipeline.models.encoder import wanted_encoder
 from pipeline.round_diary import Diary, Event, MemoryNews, ShardNews, describe, write_report
@@ -38,12 +39,15 @@ from pipeline.storage.releases import (
     read_release,
     release_numbers,
 )
+from pipeline.traces import span, trace_to
 from pipeline.training.candidate import Candidate
-from pipeline.training.memory import find_memory
+from pipeline.training.memory import bytes_to_merge, find_memory
 from pipeline.training.planning import MemoryPlan, Plan, plan_round
 from pipeline.training.round_state import write_plan
 from pipeline.training.shard_files import is_trained
 from pipeline.training.tokens import fits
+
+log = logger(__name__)
 
 MOST_ATTEMPTS = 20  # to publish between two live releases
 
@@ -65,6 +69,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
     Raises GateFailed when the candidate misses a threshold and RoundConflict when another round published first; the
     last release then stands. Any other WiselineError leaves finished shards in the store for the next run.
     """
+    trace_to(config.observe.traces)
     store = open_store(config.store, probe=True)
     model = identify(config.model)
     diary = Diary(observe)
@@ -77,9 +82,9 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
         return RoundResult(release=standing, published=False, report={}, report_path=None)
     check_verdict(store, plan.round_id)
     write_plan(store, plan)
-    connect(config.resources)
+    connect(config.resources, logs=config.observe.logs)
     check_room(config.resources)
-    with WorkerPool(config, model=model) as pool:
+    with about(round=plan.round_id), span("round", round=plan.round_id), WorkerPool(config, model=model) as pool:
         memories, routing = _make_memories(store, plan, config, pool, standing, diary)
         worker = _start(pool, diary, most=1)[0]
         candidate, measured = _judge(plan, memories, routing, worker, config, parent, diary)
@@ -91,9 +96,11 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
             path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
             failed = GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures)
             keep_verdict(store, plan.round_id, failed)
+            log.warning("%s", failed)
             raise failed from None
         with diary.phase("publish", f"release {release.number}"):
             release = _publish(store, release, worker)
+        log.info("Release %d is published with %d edits.", release.number, release.edits)
     report |= {"outcome": "published", "release": release.number}
     path = write_report(store, plan, report)
     return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)
@@ -109,18 +116,18 @@ def _stands(store: ObjectStore, standing: Release, plan: Plan) -> bool:
         return standing.live is None and standing.round_id == plan.round_id
     if newest.live is None:
         return newest.round_id == plan.round_id
-    log = EditLog(store)
-    return log.length(standing.log_version) == log.length(plan.log_version)
+    edits = EditLog(store)
+    return edits.length(standing.log_version) == edits.length(plan.log_version)
 
 
 def _plan(store: ObjectStore, config: Config, model: Identity) -> Plan:
-    log = EditLog(store)
-    version = log.version()
+    edits = EditLog(store)
+    version = edits.version()
     if version is None:
         raise WiselineError(f"The edit log in {store.uri} is empty; run `wiseline ingest FILE` first.")
     encoder = wanted_encoder(config.router) if config.router.method == "scope" else None
     return plan_round(
-        log.history(version),
+        edits.history(version),
         log_version=version,
         config=config,
         fingerprint=model.fingerprint,
@@ -172,8 +179,10 @@ def _make_memories(
         detail = f"{len(jobs)} of {sum(len(m.shards) for m in plan.memories)} shards"
         with diary.phase("train", f"{detail}, {min(len(jobs), len(workers))} side by side", shards=len(jobs)):
             _train(plan, workers, jobs, activations, diary)
+        size = bytes_to_merge(store, unfinished, config=config)
         with diary.phase("merge", f"{len(unfinished)} of {len(plan.memories)} memories by {config.merge.method}"):
             merged = merge_memories(workers, unfinished)
+        diary.merged(size)
         if polished:
             with diary.phase("polish", f"at most {config.merge.polish_steps} steps a memory"):
                 merged = _polish(plan, workers, unfinished, merged, activations, diary)

@@ -1,7 +1,6 @@
 """The resident trainer: a Ray actor that stays beside an endpoint and turns what is posted into live releases."""
 
 import contextlib
-import logging
 import time
 from typing import Any
 
@@ -12,13 +11,14 @@ from pipeline.actors.worker import gpus_per_worker
 from pipeline.config import Config
 from pipeline.errors import RoundConflict, WiselineError
 from pipeline.live import LiveEditor
+from pipeline.logs import logger
 from pipeline.metrics import record
 from pipeline.models.base_model import load_base_model, model_folder
 from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
 from pipeline.training.contexts import stored_texts
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 NAME = "wiseline-live-trainer"
 NAMESPACE = "wiseline"

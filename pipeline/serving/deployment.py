@@ -17,6 +17,7 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import ReleaseFollower
 from pipeline.serving.standing import Standing
 from pipeline.storage.object_store import open_store
+from pipeline.traces import trace_to
 
 APP_NAME = "wiseline"
 # Room beside the answers themselves for health checks, model lists and the requests that are told to come back later.
@@ -37,6 +38,7 @@ class Endpoint:
         # What engine and follower say belongs into the replica's log, beside what Serve says.
         logging.getLogger("pipeline").handlers = logging.getLogger("ray.serve").handlers
         logging.getLogger("pipeline").setLevel(logging.INFO)
+        trace_to(config.observe.traces)
         base = load_base_model(config.model)
         self._config = config
         self._engine = Engine(base, config.serve)
@@ -80,6 +82,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
+        logging_config={"encoding": config.observe.logs.upper()},
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
     )
     return deployment.bind(config)

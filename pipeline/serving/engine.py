@@ -5,7 +5,6 @@ prompts keep it to their last token: a swap never changes an answer that has beg
 """
 
 import asyncio
-import logging
 import math
 import sys
 import threading
@@ -18,6 +17,7 @@ from itertools import count
 
 from pipeline.config import ServeSection
 from pipeline.errors import EndpointError
+from pipeline.logs import ids, logger
 from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, Token
@@ -28,7 +28,7 @@ from pipeline.serving.logprobs import SaidToken
 from pipeline.serving.openai_responses import Choice
 from pipeline.serving.text_stream import TextStream
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class QueueFull(EndpointError):
@@ -65,6 +65,7 @@ class Job:
     ) -> None:
         self.requests, self.stop, self.strip_start, self.whole = tuple(requests), tuple(stop), strip_start, whole
         self.cancelled, self.begun = False, False
+        self.belongs_to = ids()  # the engine's thread logs for many requests
         self.submitted = self.heard = (
             time.monotonic()
         )  # `heard`: when the last token came; it need not have been one that shows
@@ -260,9 +261,16 @@ class Engine:
 
     def _fail_running(self, error: BaseException) -> None:
         record("wiseline_failed_steps_total")
-        log.error("A step failed; %d prompts were being answered.", len(self._running), exc_info=error)
+        jobs = list({answer.job: None for answer in self._running.values()})
+        requests = [job.belongs_to.get("request_id", "") for job in jobs]
+        log.error(
+            "A step failed; %d prompts were being answered.",
+            len(self._running),
+            exc_info=error,
+            extra={"request_ids": requests},
+        )
         failure = f"The model failed on this batch ({type(error).__name__}); it is safe to ask again."
-        for job in {answer.job: None for answer in self._running.values()}:
+        for job in jobs:
             job.send(GenerationFailed(failure))
             job.cancel()  # its other prompts may still wait
         self._running.clear()

@@ -4,7 +4,6 @@ Verification comes first and the swap is one assignment, so a corrupt or foreign
 fails is tried again, ever more rarely, because a store may only be silent for a while and objects can be restored.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from pipeline.errors import WiselineError
+from pipeline.logs import logger
 from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease, load_release
@@ -20,7 +20,7 @@ from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import read_release, release_numbers
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
 LONGEST_PAUSE = 60.0  # seconds between two attempts to load the same damaged head

@@ -5,13 +5,13 @@ replica says it: dashboards and alerts take the maximum.
 """
 
 import json
-import logging
 import threading
 from datetime import UTC, datetime
 from typing import get_args
 
 import pyarrow.compute as pc
 
+from pipeline.logs import logger
 from pipeline.metrics import METRICS, record
 from pipeline.serving.answers import number
 from pipeline.serving.engine import Engine
@@ -21,7 +21,7 @@ from pipeline.storage.releases import read_release, release_numbers, release_pat
 from pipeline.training.round_state import ShardState, look_at_rounds
 from pipeline.training.waiting import decided, waiting
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LOOK_SECONDS = 10.0  # as often as Ray hands metrics on
 SHARD_STATES: tuple[ShardState, ...] = get_args(ShardState)

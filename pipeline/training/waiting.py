@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.edits import Edit
+from pipeline.errors import StoreError
 from pipeline.storage.bank import BankEntry
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
@@ -38,7 +39,14 @@ def decided(store: ObjectStore, standing: Release | None) -> int:
         return 0
     if standing.live is not None and standing.restores is None:
         return _heard_by_round(store, standing.round_id)
-    return EditLog(store).length(standing.log_version)
+    return _length(store, standing.log_version)
+
+
+def _length(store: ObjectStore, version: int) -> int:
+    try:
+        return EditLog(store).length(version)
+    except StoreError:  # Delta forgets old versions after a month; what was left out then counts as waiting
+        return 0
 
 
 def _heard_by_round(store: ObjectStore, round_id: str) -> int:
@@ -49,7 +57,7 @@ def _heard_by_round(store: ObjectStore, round_id: str) -> int:
     )
     if not found:
         return 0
-    return EditLog(store).length(int(json.loads(store.read(max(found)))["log_version"]))
+    return _length(store, int(json.loads(store.read(max(found)))["log_version"]))
 
 
 def _slot(entry: BankEntry) -> str:
