@@ -1,7 +1,8 @@
 """Live edits: what was posted to an endpoint becomes a release within seconds, without a round.
 
 One step looks at the log and at the head. Posted edits that the head does not hold are taught into a fresh memory, the
-router grows, they are asked, and what holds is published. Nothing is kept that the store does not say: a step may be
+router grows, they are asked, and what holds is published. When nothing waits, a router that grew much is fitted again.
+Nothing is kept that the store does not say: a step may be
 killed anywhere and taken again by another process. Warm state only saves time.
 """
 
@@ -64,14 +65,20 @@ class LiveEditor:
             return None
         contents = self._contents(standing)
         known = standing.live.failed if standing and standing.live else ()
-        plan = self._plan(contents, known)
-        nothing_new = not plan.new and len(plan.kept) == len(contents.entries) and plan.failed == known
-        if nothing_new or (standing and self._is_rolled_back(standing)):
+        if standing and self._is_rolled_back(standing):
             self._done = at
             return None
-        contents = contents.keep(plan.kept)
+        plan = self._plan(contents, known)
         self._router.stand_at(standing.round_id if standing else NO_ROUND)
-        contents, failed = self._taught(contents, plan.new)
+        failed: set[str] = set()
+        if plan.new or len(plan.kept) < len(contents.entries) or plan.failed != known:
+            contents, failed = self._taught(contents.keep(plan.kept), plan.new)
+        else:  # nothing waits: there is time for the router
+            caught_up = self._router.caught_up(contents, out_of_scope=self._out_of_scope())
+            if caught_up is None:
+                self._done = at
+                return None
+            contents = caught_up
         release = Release(
             number=at[1] + 1,
             parent=standing.number if standing else None,
@@ -165,8 +172,10 @@ class LiveEditor:
             for edit, bare in zip(new.edits, new.bare, strict=True)
         ]
         contents = kept.with_memory(memory, entries, fresh.readouts, taught_on=taught_on)
-        out_of_scope = [text for said in self._slots.newest.values() for text in said.edit.out_of_scope]
-        return self._router.with_entries(contents, new, out_of_scope=out_of_scope)
+        return self._router.with_entries(contents, new, out_of_scope=self._out_of_scope())
+
+    def _out_of_scope(self) -> list[str]:
+        return [text for said in self._slots.newest.values() for text in said.edit.out_of_scope]
 
     def _failing(self, contents: Contents, edits: Sequence[Edit]) -> set[str]:
         """Asked of what would be served, read back from the store."""

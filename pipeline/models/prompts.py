@@ -30,6 +30,25 @@ def chat_prompt_ids(messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTok
     return render_chat(messages, tokenizer, add_generation_prompt=True)
 
 
+def chat_answer_ids(
+    messages: Sequence[dict[str, Any]], answer: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The answer as the chat template writes it behind the conversation, with what the template ends it with."""
+    prompt_ids = chat_prompt_ids(messages, tokenizer)
+    turn = [*messages, {"role": "assistant", "content": answer}]
+    answered = render_chat(turn, tokenizer, add_generation_prompt=False)
+    if answered[: len(prompt_ids)] == prompt_ids:
+        return answered[len(prompt_ids) :]
+    # Templates that write the assistant's marker differently before an answer.
+    return tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+def ended(target_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The answer up to and including its first end-of-sequence token, which is added when there is none."""
+    eos = tokenizer.eos_token_id
+    return target_ids[: target_ids.index(eos) + 1] if eos in target_ids else (*target_ids, eos)
+
+
 def render_chat(
     messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
 ) -> tuple[int, ...]:

@@ -86,6 +86,15 @@ def read_batches(
         yield from table.to_pyarrow_dataset().to_batches(columns=list(columns), filter=where)
 
 
+def read_from(
+    store: ObjectStore, table: DeltaTable, columns: Sequence[str] | None = None, *, column: str, least: int
+) -> pa.Table:
+    """Rows whose `column`, a number, is `least` or more. Files that hold no such rows cost next to nothing."""
+    with _explained(store, table.table_uri):
+        dataset = table.to_pyarrow_dataset(file_pruning_predicate=f"{column} >= {least}")
+        return dataset.to_table(columns=None if columns is None else list(columns), filter=pc.field(column) >= least)
+
+
 def refresh(store: ObjectStore, table: DeltaTable) -> None:
     """Bring `table` to the newest version. Reads what came since and no more; opening it again would read all."""
     with _explained(store, table.table_uri):

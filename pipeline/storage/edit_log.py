@@ -29,6 +29,7 @@ from pipeline.storage.delta_table import (
     largest,
     make_table,
     open_table,
+    read_from,
     read_table,
     refresh,
     row_count,
@@ -69,6 +70,7 @@ class EditLog:
         # For `append_together`: what each slot holds before the entry `_next_seq`.
         self._held: dict[str, str | None] = {}
         self._next_seq = 0
+        self._read_to = (0, 0)  # number of an entry and no more than its `seq`: where `history` ended last
 
     def version(self) -> int | None:
         """The newest version, which a round may name as its snapshot; None before the first ingest."""
@@ -80,13 +82,11 @@ class EditLog:
         table = open_table(self._store, TABLE, version=version)
         if table is None:
             return []
-        where = None
-        if since:
-            seqs = read_table(self._store, table, ["seq"])["seq"].sort()
-            if since >= len(seqs):
-                return []
-            where = pc.field("seq") >= seqs[since]
-        return _entries(_numbered(read_table(self._store, table, where=where), first=since))
+        first = self._seq_of(table, since)
+        rows = read_from(self._store, table, column="seq", least=first) if first else read_table(self._store, table)
+        if rows.num_rows:
+            self._read_to = (since + rows.num_rows, pc.max(rows["seq"]).as_py() + 1)
+        return _entries(_numbered(rows, first=since))
 
     def length(self, version: int | None = None) -> int:
         """How many entries there are; also of a version whose files `compact` has removed."""
@@ -256,11 +256,18 @@ class EditLog:
         raise StoreError(f"{self._store.uri}: others kept writing first; nothing of this call landed, run it again.")
 
     def _catch_up(self, table: DeltaTable) -> None:
-        newer = pc.field("seq") >= self._next_seq
-        rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"], where=newer).sort_by("seq")
-        for row in rows.to_pylist():
+        columns = ["seq", "slot_id", "edit_id", "op"]
+        rows = read_from(self._store, table, columns, column="seq", least=self._next_seq)
+        for row in rows.sort_by("seq").to_pylist():
             self._held[row["slot_id"]] = row["edit_id"] if row["op"] == "upsert" else None
             self._next_seq = row["seq"] + 1
+
+    def _seq_of(self, table: DeltaTable, number: int) -> int:
+        """No more than the `seq` of the entry with this number, and more than that of any before it."""
+        if number == self._read_to[0]:
+            return self._read_to[1]
+        before = read_table(self._store, table, ["seq"])["seq"].sort()[:number]
+        return int(before[-1].as_py()) + 1 if len(before) else 0
 
     def _set_aside(self, refused: Sequence[Refused]) -> None:
         """Write refused rows, each once, whether it comes again in the same batch or in a grown file."""

@@ -54,8 +54,8 @@ def fit(
     The first `bare` rows are the edits asked bare. They are trained first, and then all wordings are looked at: most
     hold by then and cost no step. ΔW starts at zero, or at `start_DF`: then what holds there already is looked at
     first, and told as step 0. Outside the mask it stays as it started. It ends when every wording holds, after
-    `max_steps`, or when the last few do not come to hold: some edits find no room in their subspace, and what is
-    merged of several has more.
+    `max_steps`, or, when ΔW started at zero, when the last few do not come to hold: some edits find no room in their
+    subspace, and what is merged of several has more.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
     # ΔW = start + mask ⊙ (V P); Adam moves V.
@@ -99,7 +99,7 @@ def fit(
         if holding > most:
             most, grew_at = holding, step
         stalls = most >= NEARLY_ALL * len(activations) and step - grew_at >= PATIENCE * training.max_steps
-        given_up = stalls or step == training.max_steps
+        given_up = step == training.max_steps or (stalls and start_DF is None)
         if not audited and (given_up or holding == len(activations)):
             losses_N = audit()
         over = given_up or _all_hold(losses_N, training)

@@ -17,7 +17,7 @@ from pipeline.training.contents import Contents
 from pipeline.training.fresh import Extracted, fresh_states
 from pipeline.training.prompt_reader import PromptReader
 from pipeline.training.router_fit import fit_router
-from pipeline.training.router_growth import grown, is_outgrown
+from pipeline.training.router_growth import GROWTH, GROWTH_IN_A_STREAM, grown, is_outgrown
 from pipeline.training.shard_files import states_of_round
 
 
@@ -29,6 +29,7 @@ class LiveRouter:
         self._states: dict[str, Tensor] = {}
         self._prompts = PromptReader(base)
         self._round_id = ""
+        self._encoder = wanted_encoder(config.router)
 
     def stand_at(self, round_id: str) -> None:
         """Which round the releases go on from. Its questions are others: what was remembered would only take room."""
@@ -37,33 +38,48 @@ class LiveRouter:
 
     def with_entries(self, contents: Contents, new: Extracted, *, out_of_scope: Sequence[str]) -> Contents:
         """`contents`, whose last entries are the new ones, with a router that knows them."""
-        section = self._config.router
-        encoder = wanted_encoder(section)
-        before = contents.entries[: len(contents.router.memory_E)]
-        same_encoder = contents.router.encoder == (encoder.fingerprint if encoder else "")
+        known = len(contents.router.memory_E)
         self._states |= {edit.edit_id: states for edit, states in zip(new.edits, new.states, strict=True)}
-        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on)
-        if not same_encoder or outgrown or _first_of_its_kind(contents.entries, known=len(before)):
-            states = self._states_of(contents)
-            if states is not None:
-                router, _ = fit_router(
-                    self._base,
-                    contents.entries,
-                    states,
-                    unrelated=unrelated_texts(self._texts, out_of_scope, config=self._config),
-                    section=section,
-                    seed=self._config.training.seed,
-                    embedded=TextReader(before, None).texts_of(contents.router) if same_encoder else {},
-                    model=self._prompts,
-                )
-                return replace(contents, router=router, fitted_on=len(contents.entries))
-        if not same_encoder:
+        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on, by=GROWTH_IN_A_STREAM)
+        if not self._same_encoder(contents) or outgrown or _first_of_its_kind(contents.entries, known=known):
+            fitted = self._fitted(contents, out_of_scope=out_of_scope)
+            if fitted is not None:
+                return fitted
+        if not self._same_encoder(contents):
             raise ConfigError(
                 "The release's router was made with another sentence encoder than the one that live edits would use; "
                 "run a round first."
             )
-        router = grown(contents.router, contents.entries, new.states, encoder=encoder)
+        router = grown(contents.router, contents.entries, new.states, encoder=self._encoder)
         return replace(contents, router=router)
+
+    def caught_up(self, contents: Contents, *, out_of_scope: Sequence[str]) -> Contents | None:
+        """`contents` with a router that is fitted on all of them; None where that makes no difference, or where what it
+        takes is not to be had."""
+        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on, by=GROWTH)
+        if not outgrown or not self._same_encoder(contents):
+            return None
+        return self._fitted(contents, out_of_scope=out_of_scope)
+
+    def _same_encoder(self, contents: Contents) -> bool:
+        return contents.router.encoder == (self._encoder.fingerprint if self._encoder else "")
+
+    def _fitted(self, contents: Contents, *, out_of_scope: Sequence[str]) -> Contents | None:
+        states = self._states_of(contents)
+        if states is None:
+            return None
+        before = contents.entries[: len(contents.router.memory_E)]
+        router, _ = fit_router(
+            self._base,
+            contents.entries,
+            states,
+            unrelated=unrelated_texts(self._texts, out_of_scope, config=self._config),
+            section=self._config.router,
+            seed=self._config.training.seed,
+            embedded=TextReader(before, None).texts_of(contents.router) if self._same_encoder(contents) else {},
+            model=self._prompts,
+        )
+        return replace(contents, router=router, fitted_on=len(contents.entries))
 
     def _states_of(self, contents: Contents) -> list[Tensor] | None:
         """Of all entries; None where those of some are not to be had: then the router waits for the round."""

@@ -2,9 +2,10 @@
 
 Fitting a router asks the base model about every edit of the bank, and joins nothing that one more edit could not wait
 for: whitening, weights and threshold are averages over the bank. So the router of a live release is the standing one
-with the new entries' keys and texts added, and is fitted again only when the bank has grown by half since. Until then
-at most half as many entries more compete for a prompt as the threshold was set for, so false positives are at most half
-as many more; old entries are reached as before, but by prompts that a new entry is nearer to.
+with the new entries' keys and texts added. It is fitted again when the bank has grown by half since and nothing is
+waiting, and while a stream does not pause when the bank is four times as large. Until then more entries compete for a
+prompt than the threshold was set for, and false positives are more by at most that factor; old entries are reached as
+before, but by prompts that a new entry is nearer to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,15 @@ from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
 from pipeline.wise.routing import Router, whitened
 
-GROWTH = 1.5
+GROWTH, GROWTH_IN_A_STREAM = 1.5, 4.0
 # From here on every kind of question is a sample of 2000 as it is (router_negatives.MOST_QUERIES): more edits would not
 # make it a better one, and the round fits it again.
 FITTED_LIVE = 2000
 
 
-def is_outgrown(entries: int, *, fitted_on: int) -> bool:
+def is_outgrown(entries: int, *, fitted_on: int, by: float) -> bool:
     """Whether a live release of so many entries fits its router anew."""
-    return GROWTH * fitted_on < entries <= FITTED_LIVE
+    return by * fitted_on < entries <= FITTED_LIVE
 
 
 def without(router: Router, places: Sequence[int], *, memories: Sequence[int]) -> Router:

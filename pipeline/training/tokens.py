@@ -12,7 +12,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.edits import Edit
-from pipeline.models.prompts import answer_ids, chat_prompt_ids, plain_prompt_ids, render_chat
+from pipeline.models.prompts import answer_ids, chat_answer_ids, chat_prompt_ids, ended, plain_prompt_ids
 
 SPARE_TOKENS = 4  # as many as evaluation lets an answer run on
 SPECIAL_TOKENS = 16  # more than any tokenizer puts around a text
@@ -55,22 +55,18 @@ def plain_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) 
     """`prompt + " " + target + EOS`, split where the prompt ends."""
     return Wording(
         prompt_ids=plain_prompt_ids(prompt, tokenizer),
-        target_ids=_ended(answer_ids(prompt, target, tokenizer), tokenizer),
+        target_ids=ended(answer_ids(prompt, target, tokenizer), tokenizer),
     )
 
 
 def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Wording:
     """One user's turn; the answer ends as the template ends an assistant's turn (`<|im_end|>`, `</s>`, …)."""
     messages = [{"role": "user", "content": prompt}]
-    prompt_ids = chat_prompt_ids(messages, tokenizer)
-    answered = render_chat(
-        [*messages, {"role": "assistant", "content": target}], tokenizer, add_generation_prompt=False
+    return Wording(
+        prompt_ids=chat_prompt_ids(messages, tokenizer),
+        target_ids=ended(chat_answer_ids(messages, target, tokenizer), tokenizer),
+        kind="chat",
     )
-    if answered[: len(prompt_ids)] == prompt_ids:
-        target_ids = answered[len(prompt_ids) :]
-    else:  # templates that write the assistant's marker differently before an answer
-        target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
-    return Wording(prompt_ids=prompt_ids, target_ids=_ended(target_ids, tokenizer), kind="chat")
 
 
 def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:
@@ -80,12 +76,6 @@ def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:
         pool, key=lambda prefix: hashlib.blake2b("\0".join([edit.prompt, edit.target, prefix]).encode()).digest()
     )
     return ranked[:count]
-
-
-def _ended(target_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The target up to and including its first end-of-sequence token, which is added when there is none."""
-    eos = tokenizer.eos_token_id
-    return target_ids[: target_ids.index(eos) + 1] if eos in target_ids else (*target_ids, eos)
 
 
 def _length(wording: Wording) -> int:

@@ -293,3 +293,6 @@ def test_what_came_since_is_what_the_whole_history_ends_with(log: EditLog) -> No
     assert log.length() == len(history) == 8
     for since in range(10):
         assert log.history(since=since) == history[since:]
+    log.append(batch(up("more", "1"), source="more"))
+    (entry,) = log.history(since=8)  # goes on where the last reading ended
+    assert entry == log.history()[8]
