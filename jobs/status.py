@@ -10,6 +10,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 ENDPOINT_TIMEOUT_SECONDS = 2
 LOOK_SECONDS = 2.0
 SILENT_SECONDS = 3600  # a round that wrote nothing for so long was most likely killed
-BAR_WIDTH = 24
+BAR_WIDTH = 10
 
 WatchOption = Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")]
 
@@ -112,7 +113,8 @@ def screen(seen: Overview, *, now: datetime) -> RenderableType:
     grid.add_row("quarantine", f"{seen.quarantined} rows")
     grid.add_row("release", "nothing published yet" if seen.head is None else _release(seen.head, seen.published, now))
     if seen.head is not None and seen.head.scores:
-        grid.add_row("scores", ", ".join(f"{name.replace('_', ' ')} {of:.3f}" for name, of in seen.head.scores.items()))
+        scores = [f"{of:.3f} {name.replace('_', ' ')}" for name, of in seen.head.scores.items()]
+        grid.add_row("scores", Columns(scores, padding=(0, 2)))
     grid.add_row("round", _round(seen.running, seen.last, now))
     grid.add_row("endpoint", _endpoint(seen))
     grid.add_row("to do", Text(to_do(seen, now), "bold"))
@@ -160,9 +162,7 @@ def as_json(seen: Overview) -> dict[str, Any]:
 def _watch(config: Config, console: Console) -> None:
     """A store that is silent is said to be so, and asked again."""
     if not console.is_terminal:
-        raise ConfigError(
-            "--watch draws on a terminal; without one, call `wiseline status --json` as often as you like."
-        )
+        raise ConfigError("--watch needs a terminal; without one, call `wiseline status --json` as often as you like.")
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
@@ -200,7 +200,9 @@ def _round(running: "Unfinished | None", last: "Finished | None", now: datetime)
     shards = f"{trained} of {total} shards trained, {trained + states['extracted']} extracted"
     parts: list[RenderableType] = [Text(news)]
     if total:
-        parts += [ProgressBar(total=total, completed=trained, width=BAR_WIDTH), Text(shards)]
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=total, completed=trained, width=BAR_WIDTH), Text(shards))
+        parts.append(bar)
     return Group(*parts, *([Text(ended, "dim")] if ended else []))
 
 
