@@ -96,7 +96,7 @@ def run_round(config: Config, *, observe: Callable[[Event], None] = lambda event
             path = write_report(store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
             failed = GateFailed(f"{failed} Report: {store.uri}/{path}", failed.failures)
             keep_verdict(store, plan.round_id, failed)
-            log.warning("%s", failed)
+            log.info("Nothing is published: %s", failed)
             raise failed from None
         with diary.phase("publish", f"release {release.number}"):
             release = _publish(store, release, worker)

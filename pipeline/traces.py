@@ -17,6 +17,8 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from pipeline.errors import ConfigError
 
+SEND_MILLISECONDS = 1000  # workers are ended without a word; so much of the end of a trace may be lost
+
 _tracers: list[Tracer] = []  # of this process: none, or the one
 
 
@@ -62,7 +64,7 @@ def _to_address(where: str) -> SpanProcessor:
             "observe.traces names an address, and what sends spans there is not installed; run "
             '`pip install "wiseline[tracing]"` or name a file.'
         ) from None
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=where))
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=where), schedule_delay_millis=SEND_MILLISECONDS)
 
 
 def _to_file(where: str) -> SpanProcessor:

@@ -82,7 +82,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
-        logging_config={"encoding": config.observe.logs.upper()},
+        logging_config={"encoding": "JSON"} if config.observe.logs == "json" else None,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
     )
     return deployment.bind(config)

@@ -66,9 +66,8 @@ class Job:
         self.requests, self.stop, self.strip_start, self.whole = tuple(requests), tuple(stop), strip_start, whole
         self.cancelled, self.begun = False, False
         self.belongs_to = ids()  # the engine's thread logs for many requests
-        self.submitted = self.heard = (
-            time.monotonic()
-        )  # `heard`: when the last token came; it need not have been one that shows
+        self.submitted = time.monotonic()
+        self.heard = self.submitted  # when the last token came; it need not have been one that shows
         self.release: LoadedRelease | None = None
         self._decisions: dict[int, Decision] = {}
         self._held: list[Choice] = []  # text of some prompts, while others have none
