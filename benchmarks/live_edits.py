@@ -40,7 +40,7 @@ from pipeline.serving.release_headers import REPLICA_HEADER
 ROOT = Path(__file__).parents[1]
 PROMPTS_PER_QUESTION = 64  # in one request
 POSTS_AT_ONCE = 32
-LOOK_SECONDS = 0.1  # between two looks at which release is served
+LOOK_SECONDS = 0.25  # between two looks at which release is served
 PATIENCE = 300.0  # seconds after the last post; what is not answered then is lost
 
 

@@ -83,17 +83,16 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> str:
 def _ask_here(config: Config, body: dict[str, Any]) -> dict[str, Any]:
     """What the endpoint would answer, by the same engine, without Ray and without a port."""
     from pipeline.models.base_model import load_base_model
-    from pipeline.models.loaded_release import load_release
+    from pipeline.models.loaded_release import load_release, newest_for
     from pipeline.models.side_memories import MemoryCache
     from pipeline.serving.answers import Answerer
     from pipeline.serving.engine import Engine
     from pipeline.serving.openai_api import ChatRequest, CompletionRequest
     from pipeline.storage.object_store import open_store
-    from pipeline.storage.releases import head
 
     store = open_store(config.store)
-    release = head(store)
     engine = Engine(load_base_model(config.model), config.serve)
+    release = newest_for(store, engine.base)
     if release is not None:
         memories = MemoryCache(engine.base, device_gib=config.serve.device_memory_gib)
         engine.swap(load_release(store, release, engine.base, memories=memories))

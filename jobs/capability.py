@@ -48,13 +48,13 @@ def capability_command(
 
     from pipeline.evaluation.capability import capability
     from pipeline.evaluation.ordinary_text import changed_argmax
-    from pipeline.models.base_model import load_base_model
-    from pipeline.models.loaded_release import load_release
+    from pipeline.models.base_model import identify, load_base_model
+    from pipeline.models.loaded_release import load_release, newest_for
     from pipeline.storage.object_store import open_store
-    from pipeline.storage.releases import head, read_release
+    from pipeline.storage.releases import read_release
 
     store = open_store(settings.store)
-    published = head(store) if release is None else read_release(store, release)
+    published = newest_for(store, identify(settings.model)) if release is None else read_release(store, release)
     if published is None:
         raise NotFound(f"Nothing is published in {store.uri} yet; run `wiseline ingest` and `wiseline round`.")
     base = load_base_model(settings.model)

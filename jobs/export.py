@@ -31,11 +31,13 @@ def export_command(
 
     from pipeline.export.lora import UNROUTED
     from pipeline.export.releases import export_release
+    from pipeline.models.base_model import identify
+    from pipeline.models.loaded_release import newest_for
     from pipeline.storage.object_store import open_store
-    from pipeline.storage.releases import head, read_release
+    from pipeline.storage.releases import read_release
 
     store = open_store(settings.store)
-    published = head(store) if release is None else read_release(store, release)
+    published = newest_for(store, identify(settings.model)) if release is None else read_release(store, release)
     if published is None:
         raise NotFound(f"Nothing is published in {store.uri} yet; run `wiseline ingest` and `wiseline round`.")
     exported = export_release(store, published, settings.model, format=format, to=to, tolerance=tolerance)

@@ -19,7 +19,7 @@ NumberArgument = Annotated[int, typer.Argument(help="Number of the release.", mi
 
 
 def list_command(config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False) -> None:
-    """List every release, newest first. The first one is the head, which endpoints serve."""
+    """List every release, newest first. The head is what endpoints serve: of each base model the newest."""
     from pipeline.storage.releases import describe, list_releases
 
     store = _store(config, set_)
@@ -30,6 +30,9 @@ def list_command(config: ConfigOption = None, set_: SetOption = None, json_line:
         table = Table(box=None, pad_edge=False)
         for title in ("release", "published", "edits", "reliab.", ""):
             table.add_column(title, justify="right" if title in ("release", "edits", "reliab.") else "left")
+        heads = {(one.model_fingerprint, one.layer): one.number for one in newest_first[::-1]}
+        if len(heads) > 1:
+            table.add_column("base model")
         for release in newest_first:
             reliability = release.scores.get("reliability")
             table.add_row(
@@ -37,7 +40,8 @@ def list_command(config: ConfigOption = None, set_: SetOption = None, json_line:
                 published(store, release),
                 str(release.edits),
                 "" if reliability is None else f"{reliability:.3f}",
-                note(release, head=newest_first[0]),
+                note(release, head=release.number in heads.values()),
+                *([release.model_fingerprint[:8]] if len(heads) > 1 else []),
             )
         Console(markup=False).print(table)
     if json_line:
@@ -65,7 +69,8 @@ def rollback_command(
 ) -> None:
     """Publish an older release again, as the new head.
 
-    Nothing is deleted; endpoints follow within seconds, and rolling back can itself be rolled back.
+    Nothing is deleted; endpoints follow within seconds, and rolling back can itself be rolled back. A release is
+    followed by endpoints of its base model alone: to go back to an older model, serve that.
     """
     from pipeline.storage.releases import describe, rollback
 
@@ -81,9 +86,9 @@ def published(store: "ObjectStore", release: "Release") -> str:
     return _moment(store, release).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def note(release: "Release", *, head: "Release") -> str:
+def note(release: "Release", *, head: bool) -> str:
     restores = "" if release.restores is None else f"restores {release.restores}"
-    return ", ".join(part for part in ("head" if release.number == head.number else "", restores) if part)
+    return ", ".join(part for part in ("head" if head else "", restores) if part)
 
 
 def _store(config: Path | None, set_: list[str] | None, *, probe: bool = False) -> "ObjectStore":

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,11 +19,25 @@ if TYPE_CHECKING:
 SHOWN_FAILURES = 10
 
 
-def round_command(config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False) -> None:
+def round_command(
+    step: Annotated[
+        str | None, typer.Option(help="Take this step alone: plan, train, merge, evaluate or publish.")
+    ] = None,
+    round_id: Annotated[str | None, typer.Option("--round", help="With --step: the round that `plan` named.")] = None,
+    shard: Annotated[
+        list[int] | None, typer.Option(help="With --step train: this shard alone; may be repeated.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json_line: JsonOption = False,
+) -> None:
     """Train what is new in the edit log, evaluate it, and publish a release.
 
     Nothing is published when a threshold of the config is missed. A round that
     was interrupted is simply run again: finished shards are not trained twice.
+
+    With --step a workflow engine drives it: `--step plan` prints the round and
+    the numbers of its shards as JSON, the others take them. Each may be repeated.
     """
     # Ray and torch take seconds to import; `wiseline --help` must not wait for them.
     from jobs.round_progress import RoundProgress
@@ -30,6 +45,15 @@ def round_command(config: ConfigOption = None, set_: SetOption = None, json_line
     from pipeline.rounds import run_round
 
     settings = load_config(config, overrides=set_ or ())
+    if step is not None or round_id is not None or shard:
+        from jobs.round_step import take_step
+
+        try:
+            take_step(settings, step, round_id, shard or None, json_line=json_line)
+        except GateFailed as failed:
+            _show_failures(failed)
+            raise
+        return
     started = time.monotonic()
     try:
         if settings.observe.logs == "json":  # the log says it, also what happens before workers are needed

@@ -4,16 +4,17 @@ import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
 from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from pipeline.config import Config, ServeSection, load_config
-from pipeline.errors import EndpointError
+from pipeline.errors import EndpointError, WiselineError
 
 PATIENCE = 10  # seconds beside serve.drain_seconds, for the replicas to be asked
 
@@ -25,21 +26,34 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
     """Serve the newest release and follow new ones.
 
     OpenAI-compatible, at serve.host and serve.port. Runs until Ctrl-C or SIGTERM, and then ends
-    the endpoint it started. Before there is a release, the base model answers.
+    the endpoint it started. Before there is a release, the base model answers. SIGUSR1 makes it read
+    the config again and serve that, another base model for one, without a pause.
     """
     settings = load_config(config, overrides=set_ or ())
-    stopped = threading.Event()
+    heard: SimpleQueue[int] = SimpleQueue()  # may be written to by a signal handler
     typer.echo(f"Loading {settings.model.path} …")
     with running_endpoint(settings) as url:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
+        signal.signal(signal.SIGUSR1, lambda number, _: heard.put(number))
+        _when_stopped(lambda number, _: heard.put(number))
         typer.echo(f"Serving {settings.model.path} at {url}/v1; Ctrl-C stops it.")
         typer.echo(f'Ask it: wiseline ask --url {url} "…", or in a browser: {url}/console')
         if json_line:
             print_json({"url": url})
-        stopped.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):  # asked a second time, it does not wait for running answers
-            signal.signal(number, signal.default_int_handler)
+        while heard.get() == signal.SIGUSR1:
+            typer.echo("Reading the config again …")
+            _when_stopped(signal.default_int_handler)  # a switch that waits for room may wait for ever
+            try:
+                settings = switch_endpoint(settings, load_config(config, overrides=set_ or ()))
+                typer.echo(f"Serving {settings.model.path} now.")
+            except WiselineError as error:
+                typer.echo(f"{error} {settings.model.path} is served as before.", err=True)
+            _when_stopped(lambda number, _: heard.put(number))
+        _when_stopped(signal.default_int_handler)  # asked a second time, it does not wait for running answers
+
+
+def _when_stopped(handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -54,7 +68,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
     from ray.serve.context import _get_global_client
 
     from pipeline.actors.cluster import connect
-    from pipeline.actors.live_trainer import start_live_trainer, stop_live_trainer
+    from pipeline.actors.live_trainer import stop_live_trainer
     from pipeline.serving.access import refuse_open_door
     from pipeline.serving.deployment import APP_NAME
 
@@ -75,10 +89,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
         config = _decided(config)
         try:
             _deploy(config)
-            if config.serve.live_edits:
-                start_live_trainer(config)
-            else:
-                stop_live_trainer()  # one that an endpoint left behind on this cluster
+            _teach_live(config)
             yield url_of(section, port)
             _drain(section)  # not after an error: it cannot wait
         finally:
@@ -89,6 +100,38 @@ def running_endpoint(config: Config) -> Iterator[str]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def switch_endpoint(serving: Config, wanted: Config) -> Config:
+    """In the block of `running_endpoint`: serve what `wanted` says, in place of `serving`, whose replicas answer until
+    the new ones do. It listens where it did. Needs room for a replica beside the others. Returns what is served.
+
+    Raises ConfigError, and EndpointError when no new replica starts: another model needs a round first. What was served
+    is then served again.
+    """
+    from ray.serve.context import _get_global_client
+
+    from pipeline.serving.access import refuse_open_door
+
+    section = wanted.serve.model_copy(update={"host": serving.serve.host, "port": serving.serve.port})
+    refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
+    wanted = _decided(wanted.model_copy(update={"serve": section}))
+    try:
+        _deploy(wanted)
+    except EndpointError:
+        _deploy(_decided(serving))
+        raise
+    _teach_live(wanted)
+    return wanted
+
+
+def _teach_live(config: Config) -> None:
+    from pipeline.actors.live_trainer import start_live_trainer, stop_live_trainer
+
+    if config.serve.live_edits:
+        start_live_trainer(config)
+    else:
+        stop_live_trainer()  # one that an endpoint left behind on this cluster
 
 
 def _decided(config: Config) -> Config:

@@ -181,7 +181,7 @@ def _waiting(seen: Overview, now: datetime) -> str:
 
 
 def _release(release: "Release", published: datetime | None, now: datetime) -> str:
-    what = note(release, head=release).removeprefix("head").removeprefix(", ")
+    what = note(release, head=False)
     kind = what or ("live" if release.live else "")
     age = f", {_ago(published, now)} old" if published else ""
     return f"{release.number}{f' ({kind})' if kind else ''}, {release.edits} edits{age}"

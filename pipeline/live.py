@@ -16,12 +16,12 @@ from pipeline.errors import ConfigError, TrainingDiverged
 from pipeline.evaluation.holding import failing
 from pipeline.logs import logger
 from pipeline.models.base_model import BaseModel
-from pipeline.models.loaded_release import check_made_for, load_release
+from pipeline.models.loaded_release import load_release
 from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.bank import BankEntry
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import NO_ROUND, LivePart, ObjectRef, Release, head, publish
+from pipeline.storage.releases import NO_ROUND, LivePart, ObjectRef, OfModel, Release, head, publish
 from pipeline.storage.slots import Slots
 from pipeline.training.contents import Contents, no_contents, read_contents, write_contents
 from pipeline.training.fresh import FIRST_STEPS, LAST_STEPS, Extracted, FreshMemory, extract_edits, store_memory, teach
@@ -48,6 +48,7 @@ class LiveEditor:
         self._capacity = config.shards.edits_per_shard * config.shards.shards_per_memory  # of any memory
         self._log = EditLog(store)
         self._slots = Slots(self._log)
+        self._of_model = OfModel(base.fingerprint, base.layer)
         self._done: tuple[int | None, int] | None = None  # version of the log and head at which nothing was left to do
         self._open: tuple[ObjectRef, FreshMemory] | None = None
         self._router = LiveRouter(config, store, base, texts=texts)
@@ -57,7 +58,7 @@ class LiveEditor:
         """Publish the next live release; None when the head says all that was posted.
 
         Raises RoundConflict where somebody else published first: the next step goes on from there."""
-        standing = head(self._store)
+        standing = head(self._store, self._of_model)
         self._slots.catch_up()
         version = self._slots.version
         at = (version, standing.number if standing else 0)
@@ -80,7 +81,7 @@ class LiveEditor:
                 return None
             contents = caught_up
         release = Release(
-            number=at[1] + 1,
+            number=0,  # `publish` gives it the next one
             parent=standing.number if standing else None,
             round_id=standing.round_id if standing else NO_ROUND,
             log_version=version,
@@ -93,8 +94,7 @@ class LiveEditor:
             ),
             **write_contents(self._store, contents),
         )
-        publish(self._store, release)
-        return release
+        return publish(self._store, release)
 
     def _is_rolled_back(self, standing: Release) -> bool:
         """A rollback is an operator's word: only what the log says since is published over it."""
@@ -104,7 +104,6 @@ class LiveEditor:
         matched = self._config.router.addressing == "matched"
         if standing is None:
             return no_contents(int(self._base.model.config.hidden_size), matched=matched)
-        check_made_for(standing, self._base.fingerprint, self._base.layer)
         contents = read_contents(self._store, standing, matched=matched)
         if matched != (contents.readouts is not None) or standing.thresholds or standing.whole_prompt:
             raise ConfigError(

@@ -42,8 +42,8 @@ METRICS: dict[str, Metric] = {
     "wiseline_edits_failed": Metric("gauge", "edits", "replica", "posted edits that did not come to hold live"),
     "wiseline_log_entries": Metric("gauge", "entries", "replica", "entries ever written to the log; it only grows"),
     "wiseline_quarantined_rows": Metric("gauge", "rows", "replica", "rows in quarantine; it only grows"),
-    "wiseline_head_release": Metric("gauge", "number", "replica", "the newest release that is published"),
-    "wiseline_release_age_seconds": Metric("gauge", "seconds", "replica", "since the newest release was published"),
+    "wiseline_head_release": Metric("gauge", "number", "replica", "the newest release for the base model it serves"),
+    "wiseline_release_age_seconds": Metric("gauge", "seconds", "replica", "since that release was published"),
     "wiseline_round_running": Metric("gauge", "0 or 1", "replica", "whether a round has begun and not ended"),
     "wiseline_round_silent_seconds": Metric(
         "gauge", "seconds", "replica", "since the running round last wrote anything; 0: none runs"

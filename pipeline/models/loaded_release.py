@@ -11,14 +11,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import CorruptObject, ModelChanged
-from pipeline.models.base_model import BaseModel
+from pipeline.models.base_model import BaseModel, Identity
 from pipeline.models.encoder import Encoder, demanded_encoder
 from pipeline.models.readings import TextReader
 from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.bank import BankEntry, decode_bank
 from pipeline.storage.deltas import decode_matrix
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import Release
+from pipeline.storage.releases import OfModel, Release, head
 from pipeline.wise.routing import Router
 
 
@@ -36,6 +36,7 @@ class LoadedRelease:
     whole_prompt: bool = False  # memories act on every token of a routed prompt, not on its last one alone
 
     failed: frozenset[str] = frozenset()  # ids of living edits that could not be taught live
+    log_version: int = 0  # what it heard of the log
 
     encoder: Encoder | None = field(default=None, repr=False)  # the one the router was made with
 
@@ -78,8 +79,17 @@ def load_release(
         thresholds=release.thresholds,
         whole_prompt=release.whole_prompt,
         failed=frozenset(release.live.failed if release.live else ()),
+        log_version=release.log_version,
         encoder=demanded_encoder(router.encoder) if router.encoder else None,
     )
+
+
+def newest_for(store: ObjectStore, model: BaseModel | Identity) -> Release | None:
+    """The newest release for this base model. Raises ModelChanged where all there are are for others."""
+    newest = head(store, OfModel(model.fingerprint, model.layer))
+    if newest is None and (others := head(store)):
+        check_made_for(others, model.fingerprint, model.layer)
+    return newest
 
 
 def check_made_for(release: Release, fingerprint: str, layer: int) -> None:

@@ -22,7 +22,7 @@ def answers_routes(config: Config, engine: Engine, follower: ReleaseFollower, an
     routes = APIRouter(tags=["OpenAI"])
 
     async def respond(body: ChatRequest | CompletionRequest, http: Request) -> Response:
-        await wait_for_release(http, engine, seconds=config.serve.min_release_seconds)
+        await wait_for_release(http, engine, follower, seconds=config.serve.min_release_seconds)
         answer = await answerer.begin(body, routed=is_routed(http), origin=await origin_of(http, follower))
         headers = {RELEASE_HEADER: str(answer.release), ROUTE_HEADER: ", ".join(answer.routes)}
         if body.stream:

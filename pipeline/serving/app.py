@@ -59,7 +59,7 @@ def build_app(
     app.add_middleware(RequestId)
     answer_errors_in_openais_shape(app)
     app.include_router(answers_routes(config, engine, follower, answerer))
-    app.include_router(explain_routes(config, engine, answerer))
+    app.include_router(explain_routes(config, engine, follower, answerer))
     app.include_router(edits_routes(config, engine))
     app.include_router(releases_routes(config, engine))
     app.include_router(round_routes(config))

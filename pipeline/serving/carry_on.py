@@ -152,13 +152,15 @@ class _Answer:
 
 
 def _content(event: bytes) -> tuple[int | None, Any]:
-    """Which choice an event of a stream belongs to, and what it says of it; log-probabilities may differ in their last
-    digits."""
+    """Which choice an event of a stream belongs to, and what it says of it, and by which base model; log-probabilities
+    may differ in their last digits."""
     data = event.removeprefix(b"data: ")
-    choices: Sequence[dict[str, Any]] = json.loads(data).get("choices", ()) if data.startswith(b"{") else ()
+    chunk = json.loads(data) if data.startswith(b"{") else {}
+    choices: Sequence[dict[str, Any]] = chunk.get("choices", ())
     if not choices:
         return None, data
-    return choices[0]["index"], {name: value for name, value in choices[0].items() if name != "logprobs"}
+    said = {name: value for name, value in choices[0].items() if name != "logprobs"}
+    return choices[0]["index"], (chunk.get("system_fingerprint"), said)
 
 
 def _header(message: Message, name: str) -> bytes:

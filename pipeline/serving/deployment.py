@@ -7,14 +7,14 @@ from ray import serve
 from ray.serve import Application
 
 from pipeline.config import Config
-from pipeline.errors import EndpointError
+from pipeline.errors import EndpointError, ModelChanged
 from pipeline.models.base_model import load_base_model
 from pipeline.models.side_memories import MemoryCache
 from pipeline.serving.answers import number
 from pipeline.serving.app import build_app
 from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
-from pipeline.serving.release_follower import ReleaseFollower
+from pipeline.serving.release_follower import OTHERS_ALONE, ReleaseFollower
 from pipeline.serving.standing import Standing
 from pipeline.storage.object_store import open_store
 from pipeline.traces import trace_to
@@ -50,6 +50,9 @@ class Endpoint:
             poll_seconds=config.serve.poll_seconds,
             memories=MemoryCache(base, device_gib=config.serve.device_memory_gib),
         )
+        self._follower.follow()
+        if self._follower.state.error == OTHERS_ALONE:
+            raise ModelChanged(f"{config.model.path} would answer without any edit. {OTHERS_ALONE}")
         self._drain = Drain()
         Standing(store, self._engine).start()
 
@@ -80,6 +83,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         num_replicas=section.replicas,
         max_ongoing_requests=section.max_queued_requests + section.max_batch_requests + SPARE_REQUESTS,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
+        max_surge_percent=100,  # a deployment in place of this one, of another base model say, comes up beside it first
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
         logging_config={"encoding": "JSON"} if config.observe.logs == "json" else None,

@@ -40,6 +40,10 @@ class Post:
     posted: Posted | None = None
     error: Exception | None = None
 
+    @property
+    def is_done(self) -> bool:
+        return self.posted is not None or self.error is not None
+
     def result(self) -> Posted:
         if self.error is not None:
             raise self.error

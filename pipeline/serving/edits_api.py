@@ -4,17 +4,17 @@ answers."""
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from pipeline.config import Config
 from pipeline.serving import examples
 from pipeline.serving.access import key_name
 from pipeline.serving.answers import number
-from pipeline.serving.api_errors import RETRY_AFTER, ApiError
+from pipeline.serving.api_errors import ApiError
+from pipeline.serving.desk_queue import DeskQueue
 from pipeline.serving.edit_desk import EditDesk, Posted, as_json, matches
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_headers import LOOK_AGAIN
@@ -22,35 +22,14 @@ from pipeline.serving.writable import WritableStore
 from pipeline.storage.object_store import open_store
 
 MOST_EDITS = 1000  # in one post; more belong into a file, for `wiseline ingest`
-MOST_WAITING = 32  # posts and searches; the log takes one commit at a time
 Status = Literal["served", "waiting", "failed"]
 LONGEST_WAIT = 60.0  # seconds
-T = TypeVar("T")
 
 
 def edits_routes(config: Config, engine: Engine) -> APIRouter:
     routes = APIRouter(tags=["wiseline"])
     desk = EditDesk(open_store(config.store), WritableStore(config.store), config.edits)
-    turn = asyncio.Lock()
-    waiting: set[asyncio.Task[Any]] = set()
-
-    def refuse_when_crowded() -> None:
-        if len(waiting) >= MOST_WAITING:
-            message = f"{MOST_WAITING} requests already wait for the edit log; ask again in a moment."
-            raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER)
-
-    async def at_desk(work: Callable[[], T]) -> T:
-        """One at a time, in a thread. A client that hangs up does not let the next one in before its thread is done."""
-        refuse_when_crowded()
-
-        async def in_turn() -> T:
-            async with turn:
-                return await run_in_threadpool(work)
-
-        task = asyncio.create_task(in_turn())
-        waiting.add(task)
-        task.add_done_callback(waiting.discard)
-        return await asyncio.shield(task)
+    queue = DeskQueue(desk)
 
     def status(edit_id: str) -> Status:
         release = engine.release
@@ -78,11 +57,7 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         """One edit, or `{"edits": [...]}`. All that are accepted land in the log as one batch. With `live` true they
         take effect within seconds: `GET /v1/edits/{id}?wait=30` says when. Otherwise with the next round. Posting the
         same again changes nothing."""
-        rows = _rows(await _json(http))
-        refuse_when_crowded()  # before anything is left: what is refused must not land
-        post = desk.leave(rows, author=key_name(http))
-        await at_desk(desk.write)  # also what others left meanwhile; when they have their turn, it is done
-        posted = post.result()
+        posted = await queue.post(_rows(await _json(http)), author=key_name(http))
         if not posted.accepted:
             raise _all_refused(posted)
         return JSONResponse(_told(posted, status, live=config.serve.live_edits is True), status_code=202)
@@ -108,7 +83,7 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
                     break
             return found
 
-        found = await at_desk(search)
+        found = await queue.run(search)
         return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
 
     @routes.get("/v1/edits/{edit_id}", summary="One edit, and whether it is served", responses=examples.EDIT_SERVED)
@@ -124,7 +99,7 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         until = time.monotonic() + wait
         while True:
             seen = status(edit_id)
-            said = await at_desk(lambda: said_of(edit_id))
+            said = await queue.run(lambda: said_of(edit_id))
             if said is None:
                 raise ApiError(404, f"No edit has the id {edit_id}; GET /v1/edits lists the living ones.")
             if said["status"] not in ("waiting", "leaving") or time.monotonic() >= until:
@@ -140,7 +115,7 @@ def edits_routes(config: Config, engine: Engine) -> APIRouter:
         http: Request, edit_id: Annotated[str, Path(description="as POST and GET name it")]
     ) -> dict[str, Any]:
         """The log says so at once; the endpoint stops answering from it when the next release is out."""
-        taken = await at_desk(lambda: desk.retract(edit_id, author=key_name(http)))
+        taken = await queue.run(lambda: desk.retract(edit_id, author=key_name(http)))
         served = status(taken.edit.edit_id) == "served"
         return {"id": taken.edit.edit_id, "object": "edit", "deleted": True, "served_until_next_release": served}
 

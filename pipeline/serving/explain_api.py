@@ -13,6 +13,7 @@ from pipeline.serving.answers import MODEL_NAME, Answer, Answerer
 from pipeline.serving.carry_on import RELEASE_HEADER
 from pipeline.serving.engine import Engine
 from pipeline.serving.openai_api import ChatRequest, CompletionRequest, Message, Text
+from pipeline.serving.release_follower import ReleaseFollower
 from pipeline.serving.release_headers import ROUTE_HEADER, wait_for_release
 
 
@@ -42,14 +43,14 @@ class ExplainRequest(BaseModel):
         return ChatRequest.model_validate(fields | {"messages": turns})
 
 
-def explain_routes(config: Config, engine: Engine, answerer: Answerer) -> APIRouter:
+def explain_routes(config: Config, engine: Engine, follower: ReleaseFollower, answerer: Answerer) -> APIRouter:
     routes = APIRouter(tags=["wiseline"])
 
     @routes.post(
         "/v1/explain", summary="Why this answer, and what it would be without edits", responses=examples.EXPLAIN
     )
     async def explain(body: ExplainRequest, http: Request) -> Response:
-        await wait_for_release(http, engine, seconds=config.serve.min_release_seconds)
+        await wait_for_release(http, engine, follower, seconds=config.serve.min_release_seconds)
         now = await answerer.begin(body.asked())
         try:
             unedited = await answerer.begin(body.asked(), routed=False)

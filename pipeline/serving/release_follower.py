@@ -1,4 +1,4 @@
-"""Keeps the engine on the newest release that verifies.
+"""Keeps the engine on the newest release of its model that verifies.
 
 Verification comes first and the swap is one assignment, so a corrupt or foreign release never answers anything. What
 fails is tried again, ever more rarely, because a store may only be silent for a while and objects can be restored.
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -18,11 +19,12 @@ from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease, load_release
 from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import read_release, release_numbers
+from pipeline.storage.releases import OfModel, read_release, release_numbers
 
 log = logger(__name__)
 
 FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
+OTHERS_ALONE = "All releases of the store are for other base models; run a round with this one first: `wiseline round`."
 LONGEST_PAUSE = 60.0  # seconds between two attempts to load the same damaged head
 # Between two looks, where the config does not say: a folder is listed in microseconds, a bucket's listings cost money.
 LOCAL_POLL_SECONDS, POLL_SECONDS = 0.2, 1.0
@@ -50,6 +52,7 @@ class ReleaseFollower:
     ) -> None:
         self.state = FollowerState()
         self._store, self._base, self._swap = store, base, swap
+        self._of_model = OfModel(base.fingerprint, base.layer)
         auto = POLL_SECONDS if store.on_s3 else LOCAL_POLL_SECONDS
         self._poll_seconds = auto if poll_seconds == "auto" else poll_seconds
         self._memories = memories or MemoryCache(base)  # most memories of a release are those of the one before
@@ -77,10 +80,12 @@ class ReleaseFollower:
         except Exception as error:
             self._report(f"The store cannot be read: {_sentence(error)}")
             return
-        if not newer:
-            self._report(None)
-        elif newer[0] != self._failed_head or time.monotonic() >= self._next_attempt:
-            self._take_newest(newer[: 1 + FALLBACKS])
+        ours = (number for number in newer if not self._is_anothers(number))
+        newest = next(ours, None)
+        if newest is None:
+            self._report(OTHERS_ALONE if newer and not self.state.release else None)
+        elif newest != self._failed_head or time.monotonic() >= self._next_attempt:
+            self._take_newest([newest, *islice(ours, FALLBACKS)])
 
     def release(self, number: int) -> LoadedRelease | None:
         """That release, whichever is in use: an answer that another replica began goes on with it. None for 0.
@@ -97,6 +102,26 @@ class ReleaseFollower:
                 loaded.prepare()
                 self._loaded[number] = loaded
             return loaded
+
+    def log_version_of_anothers(self, number: int) -> int | None:
+        """What another model's release heard of the log; None where there is no such release."""
+        try:
+            release = read_release(self._store, number)
+        except Exception:
+            return None
+        return None if self._of_model.has(release) else release.log_version
+
+    def _is_anothers(self, number: int) -> bool:
+        """A manifest that cannot be read may be our model's."""
+        others = self._of_model.others
+        if number not in others and number != self._failed_head:
+            try:
+                release = read_release(self._store, number)
+            except Exception:
+                return False
+            if not self._of_model.has(release):
+                others.add(number)
+        return number in others
 
     def _take_newest(self, numbers: list[int]) -> None:
         problem: str | None = None

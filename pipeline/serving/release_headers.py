@@ -46,8 +46,9 @@ def is_routed(http: Request) -> bool:
     return route == "auto"
 
 
-async def wait_for_release(http: Request, engine: Engine, *, seconds: float) -> None:
-    """Returns once the release that the client demands is in use: it then reads what it knows was published.
+async def wait_for_release(http: Request, engine: Engine, follower: ReleaseFollower, *, seconds: float) -> None:
+    """Returns once the release that the client demands is in use: it then reads what it knows was published. Where that
+    one is another base model's, one that has heard as much of the log stands for it: the model was switched.
 
     Raises ApiError: 400 for what is no number, 409 when the release is not in use after `seconds`."""
     demanded = http.headers.get(MIN_RELEASE_HEADER)
@@ -55,9 +56,19 @@ async def wait_for_release(http: Request, engine: Engine, *, seconds: float) -> 
         return
     if not _is_number(demanded):
         raise ApiError(400, f"{MIN_RELEASE_HEADER} is the number of a release, not '{demanded}'.", MIN_RELEASE_HEADER)
+    if number(engine.release) >= int(demanded):
+        return
+    heard = await run_in_threadpool(follower.log_version_of_anothers, int(demanded))
+
+    def is_reached() -> bool:
+        release = engine.release
+        return release is not None and (
+            number(release) >= int(demanded) or (heard is not None and release.log_version >= heard)
+        )
+
     try:
         async with asyncio.timeout(seconds):
-            while number(engine.release) < int(demanded):
+            while not is_reached():
                 await asyncio.sleep(LOOK_AGAIN)
     except TimeoutError:
         raise ApiError(

@@ -17,7 +17,7 @@ from pipeline.serving.answers import number
 from pipeline.serving.engine import Engine
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import read_release, release_numbers, release_path
+from pipeline.storage.releases import OfModel, head, read_release, release_numbers, release_path
 from pipeline.training.round_state import ShardState, look_at_rounds
 from pipeline.training.waiting import decided, waiting
 
@@ -35,7 +35,9 @@ class Standing:
         self._waits: tuple[tuple[int | None, int], datetime | None] | None = (
             None  # of which log and release; since when
         )
-        self._head = (0, datetime.now(UTC))  # number, and when it was published
+        self._of_model = OfModel(engine.base.fingerprint, engine.base.layer)
+        self._last = 0  # release, of whatever model
+        self._head = (0, datetime.now(UTC))  # number of this model's, and when it was published
         self._phases: tuple[str, dict[str, float]] = "", {}  # of which report
         self._troubled = False
 
@@ -68,11 +70,14 @@ class Standing:
             pause.wait(LOOK_SECONDS)
 
     def _look_at_releases(self) -> None:
-        newest = max(release_numbers(self._store), default=0)
-        if newest != self._head[0]:
-            self._head = newest, self._store.modified(release_path(newest))
-        record("wiseline_head_release", newest)
-        if newest:
+        last = max(release_numbers(self._store), default=0)
+        if last != self._last:
+            standing = head(self._store, self._of_model)
+            if standing is not None:
+                self._head = standing.number, self._store.modified(release_path(standing.number))
+            self._last = last
+        record("wiseline_head_release", self._head[0])
+        if self._head[0]:
             record("wiseline_release_age_seconds", _since(self._head[1]))
 
     def _look_at_log(self) -> None:

@@ -2,10 +2,15 @@
 
 There is no mutable pointer. What a manifest names is stored before it, so a crash between any two writes leaves the
 last head readable. A manifest carries no time: it is a function of log, config and model.
+
+A store may hold releases of several base models side by side: while one is served, a round makes the next one's from
+the same log. They share one row of numbers; each model has its own head, and only its own publishers are in its way.
 """
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator
@@ -52,7 +57,7 @@ class Release(BaseModel):
 
     schema_version: int = RELEASE_VERSION
     number: int
-    parent: int | None
+    parent: int | None  # nothing of its model came between that release and this one
     round_id: str
     log_version: int
     model_fingerprint: str
@@ -75,25 +80,45 @@ class Release(BaseModel):
         return (*self.memories, self.router, self.bank, *readouts)
 
 
-def head(store: ObjectStore) -> Release | None:
-    """The newest release, or None before the first one."""
-    numbers = release_numbers(store)
-    return read_release(store, numbers[-1]) if numbers else None
+@dataclass(frozen=True)
+class OfModel:
+    """Whose releases are meant. Keep it: manifests never change, so another model's is read once."""
+
+    fingerprint: str
+    layer: int
+    others: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    def has(self, release: Release) -> bool:
+        return (release.model_fingerprint, release.layer) == (self.fingerprint, self.layer)
 
 
-def newest_of_a_round(store: ObjectStore) -> Release | None:
-    """The newest release that is no rollback: what the last round made of the log, whether or not it still stands."""
+def newest_first(store: ObjectStore, model: OfModel | None = None, *, after: int = 0) -> Iterator[Release]:
+    """The releases after release `after`: those of `model`, or of all models."""
     for number in reversed(release_numbers(store)):
-        release = read_release(store, number)
-        if release.restores is None:
-            return release
-    return None
+        if number <= after:
+            return
+        if model is None or number not in model.others:
+            release = read_release(store, number)
+            if model is None or model.has(release):
+                yield release
+            else:
+                model.others.add(number)
 
 
-def only_live_since(store: ObjectStore, number: int | None) -> bool:
+def head(store: ObjectStore, model: OfModel | None = None) -> Release | None:
+    """The newest release, or None before the first one."""
+    return next(newest_first(store, model), None)
+
+
+def newest_of_a_round(store: ObjectStore, model: OfModel | None = None) -> Release | None:
+    """The newest release that is no rollback: what the last round made of the log, whether or not it still stands."""
+    return next((release for release in newest_first(store, model) if release.restores is None), None)
+
+
+def only_live_since(store: ObjectStore, number: int | None, model: OfModel | None = None) -> bool:
     """Whether all that was published after release `number` are live edits: no round, no rollback."""
     round_id = NO_ROUND if number is None else read_release(store, number).round_id
-    newer = [read_release(store, one) for one in release_numbers(store) if one > (number or 0)]
+    newer = newest_first(store, model, after=number or 0)
     return all(release.live and release.restores is None and release.round_id == round_id for release in newer)
 
 
@@ -106,6 +131,11 @@ def release_numbers(store: ObjectStore) -> list[int]:
     """Rising numbers of the releases there are; one listing, no object is read."""
     names = (NAME.fullmatch(path) for path in store.list(FOLDER))
     return sorted(int(name[1]) for name in names if name)
+
+
+def next_number(store: ObjectStore) -> int:
+    numbers = release_numbers(store)
+    return numbers[-1] + 1 if numbers else 1
 
 
 def read_release(store: ObjectStore, number: int) -> Release:
@@ -128,25 +158,39 @@ def read_release(store: ObjectStore, number: int) -> Release:
     return release
 
 
-def publish(store: ObjectStore, release: Release) -> None:
-    """Make `release` the head; of all publishers with one parent exactly one succeeds.
+def publish(store: ObjectStore, release: Release) -> Release:
+    """Make `release` its model's head, under the next number; of all publishers for one model with one parent exactly
+    one succeeds. Returns it as it was published.
 
-    Raises RoundConflict where another release came first, and NotFound where an object it names is missing: then
-    nothing is published. After OutcomeUnknown the head says whether it was.
+    Raises RoundConflict where another release of the model came first, and NotFound where an object it names is
+    missing: then nothing is published. After OutcomeUnknown `published_as` says whether it was.
     """
-    numbers = release_numbers(store)
-    parent = numbers[-1] if numbers else None
-    if release.parent != parent or release.number != (parent or 0) + 1:
-        raise _conflict(release, parent)
-    for reference in release.objects:
-        if not store.exists(reference.path):
-            raise NotFound(
-                f"Release {release.number} names {reference.path}, which is not in {store.uri}; run the round again."
-            )
-    try:
-        store.create(release_path(release.number), encode_release(release))
-    except AlreadyExists:
-        raise _conflict(release, release.number) from None
+    model, parent = OfModel(release.model_fingerprint, release.layer), release.parent or 0
+    while True:
+        last = next_number(store) - 1  # read before the releases are: what comes between has this number, and wins
+        newer = next(newest_first(store, model, after=parent), None)
+        if newer is not None or parent > last:
+            raise _conflict(newer.number if newer else last)
+        release = release.model_copy(update={"number": last + 1})
+        for reference in release.objects:
+            if not store.exists(reference.path):
+                raise NotFound(
+                    f"Release {last + 1} names {reference.path}, which is not in {store.uri}; run the round again."
+                )
+        try:
+            store.create(release_path(release.number), encode_release(release))
+        except AlreadyExists:
+            continue  # another model's, or the one that won
+        return release
+
+
+def published_as(store: ObjectStore, release: Release) -> Release | None:
+    """`release` as it stands among those after its parent, or None where it was not published."""
+    model = OfModel(release.model_fingerprint, release.layer)
+    for one in newest_first(store, model, after=release.parent or 0):
+        if one.model_copy(update={"number": release.number}) == release:
+            return one
+    return None
 
 
 def rollback(store: ObjectStore, number: int) -> Release:
@@ -156,14 +200,10 @@ def rollback(store: ObjectStore, number: int) -> Release:
     Raises NotFound where the release or one of its objects is gone, and RoundConflict like `publish`.
     """
     older = read_release(store, number)
-    newest = release_numbers(store)[-1]  # by its name alone: a head that cannot be read is what one rolls back from
+    newest = next_number(store) - 1  # by its name alone: a head that cannot be read is what one rolls back from
     seen = EditLog(store).version()
     log_version = older.log_version if seen is None else seen
-    restored = older.model_copy(
-        update={"number": newest + 1, "parent": newest, "restores": number, "log_version": log_version}
-    )
-    publish(store, restored)
-    return restored
+    return publish(store, older.model_copy(update={"parent": newest, "restores": number, "log_version": log_version}))
 
 
 def describe(store: ObjectStore, release: Release) -> dict[str, Any]:
@@ -180,8 +220,8 @@ def encode_release(release: Release) -> bytes:
     return (json.dumps(release.model_dump(mode="json"), sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _conflict(release: Release, winner: int | None) -> RoundConflict:
+def _conflict(winner: int) -> RoundConflict:
     return RoundConflict(
-        f"Release {winner} was published while release {release.number} was being made, so this one is not published; "
+        f"Release {winner} was published while this one was being made, so this one is not published; "
         "run the round again to build on it."
     )

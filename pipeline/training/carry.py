@@ -24,8 +24,6 @@ from pipeline.training.router_growth import grown, reached
 def carry(store: ObjectStore, candidate: Release, head: Release, *, config: Config) -> Release:
     """The candidate of a round as the successor of `head`, a live release. What its router does not reach is left out:
     live training finds it missing and teaches it again."""
-    if (head.model_fingerprint, head.layer) != (candidate.model_fingerprint, candidate.layer):
-        return candidate.model_copy(update={"number": head.number + 1, "parent": head.number})  # another model's
     matched = config.router.addressing == "matched"
     slots = Slots(EditLog(store))
     slots.catch_up()
@@ -37,7 +35,6 @@ def carry(store: ObjectStore, candidate: Release, head: Release, *, config: Conf
     failed = sorted((set(head.live.failed if head.live else ()) & living) - there)
     return candidate.model_copy(
         update={
-            "number": head.number + 1,
             "parent": head.number,
             "live": LivePart(memories=contents.fresh, fitted_on=len(made.entries), failed=tuple(failed)),
             **write_contents(store, contents),

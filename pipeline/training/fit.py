@@ -48,14 +48,15 @@ def fit(
     seed: int,
     bare: int = 0,
     start_DF: Tensor | None = None,
+    least_wordings: int = LEAST_WORDINGS,
 ) -> Iterator[Progress | Tensor]:
     """Yields Progress after every pass and at last ΔW (float32, D × F).
 
     The first `bare` rows are the edits asked bare. They are trained first, and then all wordings are looked at: most
     hold by then and cost no step. ΔW starts at zero, or at `start_DF`: then what holds there already is looked at
-    first, and told as step 0. Outside the mask it stays as it started. It ends when every wording holds, after
-    `max_steps`, or, when ΔW started at zero, when the last few do not come to hold: some edits find no room in their
-    subspace, and what is merged of several has more.
+    first, and told as step 0. Outside the mask it stays as it started. A pass looks at `least_wordings` at least: more
+    undo less of what holds. It ends when every wording holds, after `max_steps`, or, when ΔW started at zero, when the
+    last few do not come to hold: some edits find no room in their subspace, and what is merged of several has more.
     Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
     """
     # ΔW = start + mask ⊙ (V P); Adam moves V.
@@ -81,7 +82,7 @@ def fit(
         over = _all_hold(losses_N, training)
         yield _progress(step, losses_N, training.stop_loss)
     while not over:
-        order = _next_pass(losses_N[:asked], training, generator)
+        order = _next_pass(losses_N[:asked], training, generator, least=least_wordings)
         for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
             delta_DF = delta()
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)
@@ -126,12 +127,12 @@ def _progress(step: int, losses_N: Tensor, stop_loss: float) -> Progress:
     return Progress(step=step, loss=float(seen_M.mean()), holding=holding, wordings=len(losses_N))
 
 
-def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Generator) -> Tensor:
+def _next_pass(losses_N: Tensor, training: TrainingSection, generator: torch.Generator, *, least: int) -> Tensor:
     """The wordings that do not hold yet, and at least as many that do, so that these are not undone."""
     shuffled = torch.randperm(len(losses_N), generator=generator)
     holds = losses_N[shuffled] <= training.stop_loss
     pending, holding = shuffled[~holds], shuffled[holds]
-    chosen = torch.cat([pending, holding[: max(len(pending), LEAST_WORDINGS - len(pending))]])
+    chosen = torch.cat([pending, holding[: max(len(pending), least - len(pending))]])
     return chosen[torch.randperm(len(chosen), generator=generator)]
 
 

@@ -129,6 +129,8 @@ def teach(
         seed=config.training.seed,
         bare=len(new.edits) if memory is None else 0,
         start_DF=None if memory is None else memory.delta_DF.to(device),
+        # What holds is many times what is new: to look at all of it once more costs more than fuller steps.
+        least_wordings=training.batch_prompts,
     )
     assert not isinstance(delta_DF, Progress)
     losses_N = target_losses(suffix, activations, delta_DF, batch=training.batch_prompts)

@@ -2,7 +2,7 @@
 
 Fitting a router asks the base model about every edit of the bank, and joins nothing that one more edit could not wait
 for: whitening, weights and threshold are averages over the bank. So the router of a live release is the standing one
-with the new entries' keys and texts added. It is fitted again when the bank has grown by half since and nothing is
+with the new entries' keys and texts added. It is fitted again when the bank has grown by half since: when nothing is
 waiting, and while a stream does not pause when the bank is four times as large. Until then more entries compete for a
 prompt than the threshold was set for, and false positives are more by at most that factor; old entries are reached as
 before, but by prompts that a new entry is nearer to.
@@ -20,14 +20,16 @@ from pipeline.storage.bank import BankEntry
 from pipeline.wise.routing import Router, whitened
 
 GROWTH, GROWTH_IN_A_STREAM = 1.5, 4.0
+SOON_FITTED = 32  # entries; up to here a stream does not make a router wait either
 # From here on every kind of question is a sample of 2000 as it is (router_negatives.MOST_QUERIES): more edits would not
 # make it a better one, and the round fits it again.
 FITTED_LIVE = 2000
 
 
-def is_outgrown(entries: int, *, fitted_on: int, by: float) -> bool:
+def is_outgrown(entries: int, *, fitted_on: int, in_a_stream: bool) -> bool:
     """Whether a live release of so many entries fits its router anew."""
-    return by * fitted_on < entries <= FITTED_LIVE
+    growth = GROWTH_IN_A_STREAM if in_a_stream and entries > SOON_FITTED else GROWTH
+    return growth * fitted_on < entries <= FITTED_LIVE
 
 
 def without(router: Router, places: Sequence[int], *, memories: Sequence[int]) -> Router:

@@ -20,7 +20,8 @@ from pipeline.models.suffix import load_suffix
 from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import POSTED, EditLog
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import NO_ROUND, Release, head, only_live_since, publish, rollback
+from pipeline.storage.releases import NO_ROUND, OfModel, Release, head, only_live_since, publish, rollback
+from pipeline.training import router_growth
 from pipeline.training.carry import carry
 from tests.tiny_world import save_model
 
@@ -143,6 +144,23 @@ def test_retracting_trains_nothing_and_superseding_replaces(world: World, monkey
     assert world.answers(A, B) == world.unedited(A, B)
 
 
+def test_a_router_that_grew_is_fitted_again_when_nothing_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_growth, "SOON_FITTED", 0)
+    editor = world.editor()
+    world.say(A)
+    served(editor)
+    world.say(B, C)
+    grown, fitted = editor.step(), editor.step()
+    assert grown is not None
+    assert fitted is not None
+    assert grown.live is not None
+    assert fitted.live is not None
+    assert (grown.edits, grown.live.fitted_on, fitted.edits, fitted.live.fitted_on) == (3, 1, 3, 3)
+    assert (fitted.memories, fitted.bank, fitted.readouts) == (grown.memories, grown.bank, grown.readouts)
+    assert editor.step() is None
+    assert world.answers(A, B, C) == targets([A, B, C])
+
+
 def test_a_rollback_stands_until_something_is_said(world: World) -> None:
     editor = world.editor()
     world.say(A)
@@ -176,16 +194,29 @@ def test_who_is_second_loses_and_goes_on(world: World, monkeypatch: pytest.Monke
     slower, faster = world.editor(), world.editor()
     write = live_module.publish
 
-    def beaten(store: ObjectStore, release: Release) -> None:
+    def beaten(store: ObjectStore, release: Release) -> Release:
         monkeypatch.setattr(live_module, "publish", write)
         served(faster)
-        write(store, release)
+        return write(store, release)
 
     monkeypatch.setattr(live_module, "publish", beaten)
     with pytest.raises(RoundConflict):
         slower.step()
     assert slower.step() is None
     assert world.answers(A) == [A.target]
+
+
+def test_another_models_releases_are_in_nobodys_way(world: World) -> None:
+    editor = world.editor()
+    world.say(A)
+    first = served(editor)
+    theirs = publish(world.store, first.model_copy(update={"parent": None, "model_fingerprint": "other"}))
+    assert editor.step() is None
+    assert only_live_since(world.store, first.number, OfModel(first.model_fingerprint, first.layer))
+    world.say(B)
+    second = served(editor)
+    assert (second.number, second.parent) == (theirs.number + 1, first.number)
+    assert world.answers(A, B, release=second) == targets([A, B])
 
 
 def test_what_does_not_hold_is_left_out_and_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +253,7 @@ def test_a_round_takes_along_what_was_posted_while_it_ran(world: World) -> None:
     world.log.retract([B.slot_id])
     newest = served(editor)
     assert only_live_since(world.store, first.number)
-    together = carry(world.store, candidate, newest, config=world.config)
-    publish(world.store, together)
+    together = publish(world.store, carry(world.store, candidate, newest, config=world.config))
     assert (together.number, together.parent, together.round_id) == (newest.number + 1, newest.number, "of a round")
     assert (together.edits, together.live and together.live.memories) == (2, 1)
     assert world.answers(A, C) == targets([A, C])

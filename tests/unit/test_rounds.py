@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import rounds
+from pipeline import round_steps, rounds
 from pipeline.config import Config, load_config
 from pipeline.edits import Edit
 from pipeline.errors import GateFailed
@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     def connect(resources: object, **_: object) -> None:
         raise Started
 
-    monkeypatch.setattr(rounds, "connect", connect)
+    monkeypatch.setattr(round_steps, "connect", connect)
     settings = [f"model.path={save_model(tmp_path / 'model')}", "model.layer=0", f"store.uri={tmp_path / 'store'}"]
     config = load_config(overrides=[*settings, "router.signals=[keys, subject]"])
     say(config, Edit(prompt="Who leads Oslo?", target="Ada"))
@@ -40,13 +40,17 @@ def say(config: Config, edit: Edit) -> None:
 
 
 def round_id(config: Config) -> str:
-    return rounds._plan(open_store(config.store), config, identify(config.model)).round_id
+    store = open_store(config.store)
+    return rounds._plan(store, config, identify(config.model), version=EditLog(store).version()).round_id
 
 
 def test_what_was_published_is_not_made_again(config: Config) -> None:
     with pytest.raises(Started):
         run_round(config)
-    release = publish_as(round_id(config), open_store(config.store))
+    publish_as(round_id(config), open_store(config.store), fingerprint="of another model")
+    with pytest.raises(Started):
+        run_round(config)
+    release = publish_as(round_id(config), open_store(config.store), fingerprint=identify(config.model).fingerprint)
     result = run_round(config)
     assert (result.release, result.published) == (release, False)
     say(config, Edit(prompt="Who leads Rome?", target="Bob"))
@@ -69,11 +73,10 @@ def test_a_round_that_missed_its_gate_misses_it_again_until_something_changed(co
         run_round(config)
 
 
-def publish_as(made_by: str, store: ObjectStore) -> Release:
+def publish_as(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
     empty = ObjectRef(path="banks/none.parquet", sha256=store.put("banks/none.parquet", b""))
     release = Release(
-        number=1, parent=None, round_id=made_by, log_version=1, model_fingerprint="f", layer=0, memories=(),
+        number=1, parent=None, round_id=made_by, log_version=1, model_fingerprint=fingerprint, layer=0, memories=(),
         router=empty, bank=empty, edits=1,
     )  # fmt: skip
-    publish(store, release)
-    return release
+    return publish(store, release)

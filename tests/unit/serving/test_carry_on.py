@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2 as httpx
@@ -219,3 +219,13 @@ async def hung_up_on(_: Scope, receive: Receive, __: Send) -> None:
     """As Serve's proxy: it reads until the client is gone, and then says nothing."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def test_a_replica_of_another_base_model_never_goes_on_with_an_answer(start: Callable[..., Endpoint]) -> None:
+    """Before any release nothing but the fingerprint tells the models apart: the second one says the same here."""
+    first, second = start(), start()
+    second.engine.base = replace(second.base, fingerprint="another")
+    lives = 4
+    carried = await ask(Replicas([app_of(first)] + [app_of(second)] * TRIES, [lives] + [NEVER] * TRIES), stream=True)
+    assert len(events(carried)) == lives
+    assert events(carried)[-1]["error"]["code"] == "replica_died"

@@ -9,7 +9,7 @@ import torch
 from pipeline.config import load_config
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.loaded_release import LoadedRelease
-from pipeline.serving.release_follower import ReleaseFollower
+from pipeline.serving.release_follower import FALLBACKS, OTHERS_ALONE, FollowerState, ReleaseFollower
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release, release_path, rollback
 from tests.tiny_world import publish_release, save_model
@@ -138,15 +138,38 @@ def test_a_replica_that_starts_beside_a_damaged_head_takes_the_release_before_it
     assert follower.state.error is not None
 
 
-def test_a_release_of_another_model_is_refused(
-    follower: ReleaseFollower, store: ObjectStore, swapped: list[LoadedRelease], tmp_path: Path
-) -> None:
+@pytest.fixture
+def other(tmp_path: Path) -> BaseModel:
     folder = save_model(tmp_path / "other", seed=9)
-    other = load_base_model(load_config(overrides=[f"model.path={folder}"]).model)
+    return load_base_model(load_config(overrides=[f"model.path={folder}"]).model)
+
+
+def test_releases_of_another_model_are_not_followed(
+    follower: ReleaseFollower, store: ObjectStore, base: BaseModel, other: BaseModel, swapped: list[LoadedRelease]
+) -> None:
     publish(store, other)
     follower.follow()
     assert swapped == []
-    assert "another base model" in (follower.state.error or "")
+    assert follower.state.error == OTHERS_ALONE
+    publish(store, base)
+    for seed in range(2 + FALLBACKS):
+        publish(store, other, seed=seed)
+    follower.follow()
+    assert follower.state == FollowerState(release=2)
+    publish(store, base, seed=2)
+    follower.follow()
+    assert numbers(swapped) == [2, 5 + FALLBACKS]
+
+
+def test_a_damaged_head_below_another_models_releases_is_fallen_back_from(
+    follower: ReleaseFollower, store: ObjectStore, base: BaseModel, other: BaseModel, swapped: list[LoadedRelease]
+) -> None:
+    publish(store, base)
+    damage(store, publish(store, base, seed=2).memories[0].path)
+    publish(store, other)
+    follower.follow()
+    assert numbers(swapped) == [1]
+    assert "Release 2 is not used" in (follower.state.error or "")
 
 
 def test_a_store_that_cannot_be_read_is_an_error_and_no_exception(base: BaseModel) -> None:

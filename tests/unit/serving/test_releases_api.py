@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import list_releases, release_path
+from pipeline.storage.releases import list_releases, publish, release_path
 from tests.tiny_world import publish_release
 from tests.unit.serving.conftest import Endpoint
 
@@ -72,6 +72,34 @@ def test_a_rollback_is_a_new_release_that_answers_as_the_older_one(endpoint: End
     assert answer() == first
     releases = list_releases(endpoint.store)
     assert releases[2].memories == releases[0].memories
+
+
+def test_another_models_releases_are_listed_and_neither_followed_nor_restored(endpoint: Endpoint) -> None:
+    release(endpoint)
+    mine = list_releases(endpoint.store)[0]
+    publish(endpoint.store, mine.model_copy(update={"parent": None, "model_fingerprint": "other"}))
+    rows = listed(endpoint)["data"]
+    assert [(row["number"], row["head"], row["served"]) for row in rows] == [(2, False, False), (1, True, True)]
+    response = endpoint.client.post("/v1/releases/rollback", json={"release": 2})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "other_base_model")
+    assert len(list_releases(endpoint.store)) == 2
+
+
+def test_who_demands_another_models_release_is_answered_by_one_that_heard_as_much(
+    start: Callable[..., Endpoint],
+) -> None:
+    endpoint = start(min_release_seconds=0.05)
+    release(endpoint)
+    mine = list_releases(endpoint.store)[0]
+    for heard in (mine.log_version, mine.log_version + 1):
+        before = list_releases(endpoint.store)[-1].number
+        changed = {"parent": before, "model_fingerprint": "other", "log_version": heard}
+        publish(endpoint.store, mine.model_copy(update=changed))
+    told = [
+        endpoint.client.post("/v1/completions", json=TEXT, headers={"x-wiseline-min-release": str(number)}).status_code
+        for number in (2, 3, 4)
+    ]
+    assert told == [200, 409, 409]
 
 
 @pytest.mark.parametrize(

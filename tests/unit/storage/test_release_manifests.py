@@ -8,11 +8,14 @@ from pipeline.errors import CorruptObject, NewerSchema, NotFound, OutcomeUnknown
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import (
     ObjectRef,
+    OfModel,
     Release,
     encode_release,
     head,
     list_releases,
+    newest_of_a_round,
     publish,
+    published_as,
     read_release,
     release_path,
     rollback,
@@ -80,6 +83,63 @@ def test_publishing_on_an_old_parent_conflicts_and_changes_nothing(store: Object
         with pytest.raises(RoundConflict, match="run the round again"):
             publish(store, stale)
     assert len(list_releases(store)) == 2
+
+
+def of(store: ObjectStore, fingerprint: str, parent: int | None) -> Release:
+    return release(store, parent=parent, model_fingerprint=fingerprint)
+
+
+def test_releases_of_two_models_share_the_numbers_and_each_has_its_head(store: ObjectStore) -> None:
+    first, other = OfModel("f", 1), OfModel("g", 1)
+    publish(store, of(store, "f", None))
+    publish(store, of(store, "g", None))
+    second = publish(store, of(store, "f", 1))
+    assert (second.number, second.parent) == (3, 1)
+    assert (head(store, first), head(store, other)) == (second, read_release(store, 2))
+    assert head(store, OfModel("f", 0)) is None
+    assert head(store) == second
+    with pytest.raises(RoundConflict, match="Release 3 was published"):
+        publish(store, of(store, "f", 1))
+    assert publish(store, of(store, "g", 2)).number == 4
+    back = rollback(store, 1)
+    assert (back.number, back.restores, head(store, first), head(store, other)) == (5, 1, back, read_release(store, 4))
+    assert newest_of_a_round(store, first) == second
+
+
+def test_who_loses_the_number_to_another_model_takes_the_next_one(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, ours = store.create, of(store, "f", None)
+
+    def beaten(path: str, data: bytes) -> None:
+        monkeypatch.setattr(store, "create", create)
+        publish(store, of(store, "g", None))
+        create(path, data)
+
+    monkeypatch.setattr(store, "create", beaten)
+    assert publish(store, ours).number == 2
+    assert [one.model_fingerprint for one in list_releases(store)] == ["g", "f"]
+
+
+def test_another_models_manifest_is_read_once(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parent in (None, 1, 2):
+        publish(store, of(store, "g", parent))
+    model, read = OfModel("f", 1), store.read
+    assert head(store, model) is None
+    paths: list[str] = []
+    monkeypatch.setattr(store, "read", lambda path, **rest: paths.append(path) or read(path, **rest))
+    assert head(store, model) is None
+    assert paths == []
+
+
+def test_what_landed_unheard_is_found_under_its_number(store: ObjectStore) -> None:
+    publish(store, of(store, "g", None))
+    ours = of(store, "f", None)
+    assert published_as(store, ours) is None
+    landed = publish(store, ours)
+    publish(store, of(store, "f", landed.number))
+    assert published_as(store, ours) == landed
+    assert published_as(store, ours.model_copy(update={"edits": 9})) is None
 
 
 def test_a_release_is_not_published_before_everything_it_names_is_stored(store: ObjectStore) -> None:

@@ -14,7 +14,7 @@ from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
 from pipeline.training.prompt_reader import PromptReader
 from pipeline.training.router_fit import fit_router
-from pipeline.training.router_growth import GROWTH, GROWTH_IN_A_STREAM, grown, is_outgrown, reached, without
+from pipeline.training.router_growth import grown, is_outgrown, reached, without
 from pipeline.wise.routing import Router
 from tests.tiny_world import save_encoder
 
@@ -96,7 +96,10 @@ def test_an_entry_is_reached_when_its_own_prompt_is_routed_to_it(
 
 
 def test_a_bank_outgrows_its_router_by_half() -> None:
-    assert is_outgrown(1, fitted_on=0, by=GROWTH_IN_A_STREAM)
-    assert not is_outgrown(150, fitted_on=100, by=GROWTH)
-    assert is_outgrown(151, fitted_on=100, by=GROWTH)
-    assert not is_outgrown(5000, fitted_on=100, by=GROWTH)  # left to the round
+    assert is_outgrown(1, fitted_on=0, in_a_stream=True)
+    assert is_outgrown(16, fitted_on=10, in_a_stream=True)  # it costs little
+    assert not is_outgrown(150, fitted_on=100, in_a_stream=False)
+    assert is_outgrown(151, fitted_on=100, in_a_stream=False)
+    assert not is_outgrown(400, fitted_on=100, in_a_stream=True)
+    assert is_outgrown(401, fitted_on=100, in_a_stream=True)
+    assert not is_outgrown(5000, fitted_on=100, in_a_stream=False)  # left to the round

@@ -1,0 +1,65 @@
+"""What the steps of one round leave each other in the store, where each is a command of its own."""
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import AlreadyExists, CorruptObject, NotFound
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import Release
+
+BEGAN = re.compile(r"rounds/([^/]+)/began-after-(\d{8})\.json")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the round answers for: the log as of `log_version`, on top of release `parent` (None: the first)."""
+
+    log_version: int
+    parent: int | None
+
+
+def note_beginning(store: ObjectStore, round_id: str, beginning: Beginning) -> None:
+    """Planning a round again after the same release changes nothing; after a newer one it begins anew there."""
+    path = f"rounds/{round_id}/began-after-{beginning.parent or 0:08d}.json"
+    with contextlib.suppress(AlreadyExists):
+        store.create(path, json.dumps({"log_version": beginning.log_version}).encode())
+
+
+def read_beginning(store: ObjectStore, round_id: str) -> Beginning:
+    """The newest one. Raises NotFound where the round was never planned."""
+    noted = [match for path in store.list(f"rounds/{round_id}") if (match := BEGAN.fullmatch(path))]
+    if not noted:
+        raise NotFound(f"Round {round_id} is not planned in {store.uri}; run `wiseline round --step plan` first.")
+    newest = max(noted, key=lambda match: match[2])
+    version = int(_read(store, newest[0])["log_version"])
+    return Beginning(log_version=version, parent=int(newest[2]) or None)
+
+
+def keep_candidate(store: ObjectStore, release: Release, report: Mapping[str, Any]) -> None:
+    """What passed the gate, and the report on it. Of two who evaluate at once the first one's stays."""
+    kept = {"release": release.model_dump(mode="json"), "report": report}
+    with contextlib.suppress(AlreadyExists):
+        store.create(_candidate_path(release.round_id), json.dumps(kept, ensure_ascii=False, indent=1).encode())
+
+
+def find_candidate(store: ObjectStore, round_id: str) -> tuple[Release, dict[str, Any]] | None:
+    path = _candidate_path(round_id)
+    if not store.exists(path):
+        return None
+    kept = _read(store, path)
+    return Release.model_validate(kept["release"]), dict(kept["report"])
+
+
+def _read(store: ObjectStore, path: str) -> Any:
+    try:
+        return json.loads(store.read(path))
+    except ValueError as error:
+        raise CorruptObject(f"{path} in {store.uri} is damaged; remove it and run the step again.") from error
+
+
+def _candidate_path(round_id: str) -> str:
+    return f"rounds/{round_id}/candidate.json"
