@@ -9,10 +9,12 @@ from typing import Any
 import ray
 
 from pipeline.actors.results import fetch
-from pipeline.actors.worker import gpus_per_worker, start_worker
+from pipeline.actors.worker import Within, gpus_per_worker, start_worker
 from pipeline.config import Config
+from pipeline.logs import ids
 from pipeline.models.base_model import Identity
 from pipeline.storage.releases import ObjectRef
+from pipeline.traces import here
 from pipeline.training.fit import Progress
 from pipeline.training.planning import MemoryPlan, ShardPlan
 
@@ -144,7 +146,8 @@ def polish_memories(
 
 
 def _stream(call: str, *arguments: Any) -> Task:
-    return lambda worker: getattr(worker, call).options(num_returns="streaming").remote(*arguments)
+    within = Within(ids(), here())
+    return lambda worker: getattr(worker, call).options(num_returns="streaming").remote(*arguments, within=within)
 
 
 def _side_by_side(workers: Sequence[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
