@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from pipeline.config import Config, load_config
+from pipeline.metrics import record
 
 # Refused rows that the report names; all of them are in quarantine/.
 SHOWN_REJECTIONS = 5
@@ -82,7 +83,7 @@ def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> Inge
 
     sources = find_files(paths, s3_endpoint_url=config.store.s3_endpoint_url)
     log = EditLog(open_store(config.store, probe=True))
-    connect(config.resources)
+    connect(config.resources, logs=config.observe.logs)
     refused: list[RejectedRow] = []
     with log.appending(again=again) as stream:
         for batch in read_batches(sources, config.edits):
@@ -90,6 +91,8 @@ def ingest(config: Config, paths: Sequence[str], *, again: bool = False) -> Inge
             room = SHOWN_REJECTIONS - len(refused)
             refused += [RejectedRow(batch.source, bad.row, bad.reason) for bad in batch.rejections[:room]]
         counts = stream.commit()
+    for outcome in ("ingested", "unchanged", "duplicates", "quarantined"):
+        record("wiseline_rows_total", getattr(counts, outcome), outcome=outcome)
     return IngestReport(
         files=len(sources),
         rows=counts.rows,

@@ -41,6 +41,7 @@ def round_command(
     """
     # Ray and torch take seconds to import; `wiseline --help` must not wait for them.
     from jobs.round_progress import RoundProgress
+    from pipeline.actors.cluster import connect
     from pipeline.rounds import run_round
 
     settings = load_config(config, overrides=set_ or ())
@@ -55,8 +56,12 @@ def round_command(
         return
     started = time.monotonic()
     try:
-        with RoundProgress() as progress:
-            result = run_round(settings, observe=progress)
+        if settings.observe.logs == "json":  # the log says it, also what happens before workers are needed
+            connect(settings.resources, logs="json")
+            result = run_round(settings)
+        else:
+            with RoundProgress() as progress:
+                result = run_round(settings, observe=progress)
     except GateFailed as failed:
         _show_failures(failed)
         raise

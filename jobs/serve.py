@@ -78,7 +78,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
     ours = not ray.is_initialized()
     alone = ours and not (config.resources.ray_address or os.environ.get("RAY_ADDRESS"))
     port = free_port(section) if alone else section.port  # before Ray: a taken port is known at once
-    connect(config.resources)
+    connect(config.resources, logs=config.observe.logs)
     serve_was_there = not alone and bool(serve.status().proxies)
     try:
         if serve_was_there:  # it listens where it was told to, not where our config says

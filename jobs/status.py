@@ -1,78 +1,234 @@
-"""`wiseline status`: one screen on the store, the head release and the endpoint."""
+"""`wiseline status`: one screen on the store, its edits, the newest release, the round and the endpoint."""
 
 import json
+import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from jobs.options import ConfigOption, JsonOption, SetOption, print_json
-from jobs.releases import note, published
+from jobs.releases import note
 from jobs.serve import url_of
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, WiselineError
 
 if TYPE_CHECKING:
     from pipeline.storage.releases import Release
+    from pipeline.training.round_state import Finished, Unfinished
 
 ENDPOINT_TIMEOUT_SECONDS = 2
+LOOK_SECONDS = 2.0
+SILENT_SECONDS = 3600  # a round that wrote nothing for so long was most likely killed
+BAR_WIDTH = 10
+
+WatchOption = Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")]
 
 
-def status_command(config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False) -> None:
-    """Show the store, the head release with its scores, and whether the endpoint answers."""
+@dataclass(frozen=True)
+class Overview:
+    """What one look saw. `health` is None where no endpoint answers; `waiting_since`: of the oldest waiting edit."""
+
+    store: str
+    log_version: int | None
+    living: int
+    waiting: int
+    waiting_since: datetime | None
+    quarantined: int
+    head: "Release | None"
+    published: datetime | None
+    running: "Unfinished | None"
+    last: "Finished | None"
+    url: str
+    health: dict[str, Any] | None
+
+
+def status_command(
+    watch: WatchOption = False, config: ConfigOption = None, set_: SetOption = None, json_line: JsonOption = False
+) -> None:
+    """Show the store, its edits, the newest release with its scores, the round, and whether the endpoint answers."""
+    settings = load_config(config, overrides=set_ or ())
+    console = Console(markup=False, highlight=False)
+    if watch:
+        _watch(settings, console)
+        return
+    seen = look(settings)
+    console.print(screen(seen, now=datetime.now(UTC)))
+    if json_line:
+        print_json(as_json(seen))
+
+
+def look(config: Config) -> Overview:
+    """Raises StoreError where the store cannot be read."""
+    import pyarrow.compute as pc
+
+    from pipeline.storage.bank import decode_bank
     from pipeline.storage.edit_log import EditLog
     from pipeline.storage.object_store import open_store
-    from pipeline.storage.releases import head, newest_of_a_round
+    from pipeline.storage.releases import head, release_path
+    from pipeline.training.round_state import look_at_rounds
+    from pipeline.training.waiting import decided, waiting
 
-    settings = load_config(config, overrides=set_ or ())
-    store = open_store(settings.store)
-    log = EditLog(store)
+    store = open_store(config.store)
+    log, standing = EditLog(store), head(store)
     version = log.version()
-    live = sum(op == "upsert" for _, op in log.slots(version).values())
-    quarantined = len(log.quarantine())
-    release, newest = head(store), newest_of_a_round(store)
-    url = url_of(settings.serve, settings.serve.port)
-    health = _health(url)
+    newest = log.newest(version)
+    bank = decode_bank(store.read(standing.bank.path, sha256=standing.bank.sha256)) if standing else ()
+    waits = waiting(newest, bank, decided=decided(store, standing))
+    running, last = look_at_rounds(store)
+    url = url_of(config.serve, config.serve.port)
+    return Overview(
+        store=store.uri,
+        log_version=version,
+        living=pc.sum(pc.equal(newest["op"], "upsert")).as_py() or 0,
+        waiting=waits.num_rows,
+        waiting_since=pc.min(waits["ingested_at"]).as_py(),
+        quarantined=log.quarantined(),
+        head=standing,
+        published=store.modified(release_path(standing.number)) if standing else None,
+        running=running,
+        last=last,
+        url=url,
+        health=_health(url),
+    )
 
+
+def screen(seen: Overview, *, now: datetime) -> RenderableType:
+    """Fits 60 columns; longer values are wrapped beside their names."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("store", store.uri)
-    grid.add_row("edit log", "empty" if version is None else f"version {version}, {live} live edits")
-    grid.add_row("quarantine", f"{quarantined} rows")
-    grid.add_row("head", "nothing published yet" if release is None else _head(release, published(store, release)))
-    for name, score in ({} if release is None else release.scores).items():
-        grid.add_row(f"  {name.replace('_', ' ')}", f"{score:.3f}")
-    grid.add_row("to do", _to_do(version, None if newest is None else newest.log_version))
-    grid.add_row("endpoint", f"{url} does not answer" if health is None else f"{url}, release {health['release']}")
-    if health is not None and health["follower"]["error"]:
-        grid.add_row("", health["follower"]["error"])
-    Console(markup=False).print(grid)
-    if json_line:
-        print_json(
-            {
-                "store": store.uri,
-                "log_version": version,
-                "live_edits": live,
-                "quarantined": quarantined,
-                "head": None if release is None else release.model_dump(mode="json"),
-                "endpoint": {"url": url, "reachable": health is not None, "health": health},
-            }
-        )
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("store", seen.store)
+    grid.add_row("edits", "none yet" if seen.log_version is None else f"{seen.living} living, {_waiting(seen, now)}")
+    grid.add_row("quarantine", f"{seen.quarantined} rows")
+    grid.add_row("release", "nothing published yet" if seen.head is None else _release(seen.head, seen.published, now))
+    if seen.head is not None and seen.head.scores:
+        scores = [f"{of:.3f} {name.replace('_', ' ')}" for name, of in seen.head.scores.items()]
+        grid.add_row("scores", Columns(scores, padding=(0, 2)))
+    grid.add_row("round", _round(seen.running, seen.last, now))
+    grid.add_row("endpoint", _endpoint(seen))
+    grid.add_row("to do", Text(to_do(seen, now), "bold"))
+    return grid
 
 
-def _head(release: "Release", when: str) -> str:
-    what = note(release, head=False)
-    return f"release {release.number}{f' ({what})' if what else ''}, {release.edits} edits, {when}"
-
-
-def _to_do(version: int | None, trained: int | None) -> str:
-    """`trained`: the log version of the newest release that a round published; a rollback does not count."""
-    if version is None:
+def to_do(seen: Overview, now: datetime) -> str:
+    if seen.log_version is None:
         return "wiseline ingest FILE"
-    if trained is None or trained < version:
-        return "wiseline round (the log has moved on)"
+    if seen.running is not None and (now - seen.running.news).total_seconds() < SILENT_SECONDS:
+        return "nothing: a round is running"
+    if seen.running is not None:
+        return "wiseline round (the last one stopped; what it finished is kept)"
+    if seen.last is not None and seen.last.missed and seen.waiting:
+        return f"read {seen.last.report.removesuffix('json')}html: a threshold was missed"
+    if seen.waiting or seen.head is None:
+        return "wiseline round"
     return "nothing"
+
+
+def as_json(seen: Overview) -> dict[str, Any]:
+    running, last = seen.running, seen.last
+    return {
+        "store": seen.store,
+        "log_version": seen.log_version,
+        "live_edits": seen.living,
+        "waiting": seen.waiting,
+        "waiting_since": seen.waiting_since.isoformat() if seen.waiting_since else None,
+        "quarantined": seen.quarantined,
+        "head": None if seen.head is None else seen.head.model_dump(mode="json"),
+        "published": seen.published.isoformat() if seen.published else None,
+        "round": {
+            "running": {"round_id": running.round_id, "began": running.began.isoformat(), **_states(running)}
+            if running
+            else None,
+            "last": {"round_id": last.round_id, "ended": last.ended.isoformat(), "missed": last.missed}
+            if last
+            else None,
+        },
+        "endpoint": {"url": seen.url, "reachable": seen.health is not None, "health": seen.health},
+        "to_do": to_do(seen, datetime.now(UTC)),
+    }
+
+
+def _watch(config: Config, console: Console) -> None:
+    """A store that is silent is said to be so, and asked again."""
+    if not console.is_terminal:
+        raise ConfigError("--watch needs a terminal; without one, call `wiseline status --json` as often as you like.")
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                shown = screen(look(config), now=datetime.now(UTC))
+            except WiselineError as error:
+                shown = Text(str(error), "red")
+            live.update(Group(shown, Text(f"{datetime.now():%H:%M:%S}, every {LOOK_SECONDS:g} s; Ctrl-C ends", "dim")))
+            live.refresh()
+            time.sleep(LOOK_SECONDS)
+
+
+def _waiting(seen: Overview, now: datetime) -> str:
+    if seen.waiting_since is None:
+        return "none waiting"
+    return f"{seen.waiting} waiting, the oldest for {_ago(seen.waiting_since, now)}"
+
+
+def _release(release: "Release", published: datetime | None, now: datetime) -> str:
+    what = note(release, head=False)
+    kind = what or ("live" if release.live else "")
+    age = f", {_ago(published, now)} old" if published else ""
+    return f"{release.number}{f' ({kind})' if kind else ''}, {release.edits} edits{age}"
+
+
+def _round(running: "Unfinished | None", last: "Finished | None", now: datetime) -> RenderableType:
+    ended = ""
+    if last is not None:
+        ended = f"last ended {_ago(last.ended, now)} ago, {'missed a threshold' if last.missed else 'published'}"
+    if running is None:
+        return Text(ended or "none yet")
+    states = _states(running)
+    total, trained = len(running.shards), states["trained"]
+    phase = "extracting" if states["waiting"] else "training" if trained < total else "merging and judging"
+    news = f"{phase} for {_ago(running.began, now)}, news {_ago(running.news, now)} ago"
+    shards = f"{trained} of {total} shards trained, {trained + states['extracted']} extracted"
+    parts: list[RenderableType] = [Text(news)]
+    if total:
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=total, completed=trained, width=BAR_WIDTH), Text(shards))
+        parts.append(bar)
+    return Group(*parts, *([Text(ended, "dim")] if ended else []))
+
+
+def _states(running: "Unfinished") -> dict[str, int]:
+    states = [shard.state for shard in running.shards]
+    return {
+        "waiting": states.count("waiting"),
+        "extracted": states.count("extracted"),
+        "trained": states.count("trained"),
+    }
+
+
+def _endpoint(seen: Overview) -> RenderableType:
+    if seen.health is None:
+        return Text(f"{seen.url} does not answer")
+    said = f"{seen.url}, release {seen.health['release']}"
+    trouble = seen.health["follower"]["error"]
+    return Text(said) if not trouble else Group(Text(said), Text(trouble, "red"))
+
+
+def _ago(moment: datetime, now: datetime) -> str:
+    seconds = max(0, int((now - moment).total_seconds()))
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def _health(url: str) -> dict[str, Any] | None:

@@ -210,6 +210,15 @@ class ServeSection(Section):
     )
 
 
+class ObserveSection(Section):
+    logs: Literal["text", "json"] = Field(
+        "text", description="json: each line that is logged is an object, with the ids of its round, shard or request"
+    )
+    traces: str | None = Field(
+        None, description="where spans go: an address that takes OTLP over HTTP (extra `tracing`), or a file"
+    )
+
+
 class Config(Section):
     model: ModelSection = ModelSection()
     store: StoreSection = StoreSection()
@@ -221,6 +230,7 @@ class Config(Section):
     round: RoundSection = RoundSection()
     resources: ResourcesSection = ResourcesSection()
     serve: ServeSection = ServeSection()
+    observe: ObserveSection = ObserveSection()
 
     @model_validator(mode="after")
     def the_papers_procedure_goes_with_its_own(self) -> "Config":
@@ -282,11 +292,13 @@ def _validated(tree: Tree, overrides: Sequence[str]) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Actors do not run in the folder a command was started in."""
-    model, store, serve = config.model, config.store, config.serve
+    model, store, serve, observe = config.model, config.store, config.serve, config.observe
     if Path(model.path).is_dir():
         model = model.model_copy(update={"path": str(Path(model.path).resolve())})
     if "://" not in store.uri:
         store = store.model_copy(update={"uri": str(Path(store.uri).expanduser().resolve())})
     if serve.keys_file is not None:
         serve = serve.model_copy(update={"keys_file": str(Path(serve.keys_file).expanduser().resolve())})
-    return config.model_copy(update={"model": model, "store": store, "serve": serve})
+    if observe.traces is not None and "://" not in observe.traces:
+        observe = observe.model_copy(update={"traces": str(Path(observe.traces).expanduser().resolve())})
+    return config.model_copy(update={"model": model, "store": store, "serve": serve, "observe": observe})

@@ -6,7 +6,6 @@ Nothing is kept that the store does not say: a step may be
 killed anywhere and taken again by another process. Warm state only saves time.
 """
 
-import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.errors import ConfigError, TrainingDiverged
 from pipeline.evaluation.holding import failing
+from pipeline.logs import logger
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import load_release
 from pipeline.models.side_memories import MemoryCache
@@ -29,7 +29,7 @@ from pipeline.training.live_plan import LivePlan, plan_live
 from pipeline.training.live_router import LiveRouter
 from pipeline.training.tokens import fits
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class LiveEditor:

@@ -11,11 +11,16 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.report import render_html
+from pipeline.logs import logger
+from pipeline.metrics import record
 from pipeline.models.base_model import Identity
 from pipeline.storage.object_store import ObjectStore
+from pipeline.traces import span
 from pipeline.training.candidate import Candidate
 from pipeline.training.fit import Progress
 from pipeline.training.planning import Plan, ShardPlan
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,36 @@ class Diary:
     @contextmanager
     def phase(self, name: str, detail: str, *, shards: int = 0) -> Iterator[None]:
         self.observe(PhaseStarted(name, detail, shards))
+        log.info("%s: %s", name, detail)
         started = time.monotonic()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 3)
+            record("wiseline_round_phase_seconds", self.seconds[name], phase=name)
+
+    def trained(self, news: ShardNews) -> None:
+        digest, progress = news.shard.digest, news.progress
+        if progress is not None:
+            known = self.finished[digest].step if digest in self.finished else 0
+            # A shard whose worker died begins anew.
+            record("wiseline_training_steps_total", progress.step - (known if progress.step > known else 0))
+            record("wiseline_shard_loss", progress.loss, memory=str(news.memory), shard=str(news.shard.index))
+            self.losses.setdefault(digest, []).append((progress.step, progress.loss))
+            self.finished[digest] = progress
+        else:
+            steps = self.finished[digest].step if digest in self.finished else 0
+            log.info(
+                "shard %d/%d finished after %d steps", news.memory, news.shard.index, steps, extra={"shard": digest}
+            )
+        self.observe(news)
+
+    def merged(self, size: int) -> None:
+        """Bytes of deltas, in the merge phase that has just ended."""
+        if size:
+            record("wiseline_merge_bytes_total", size)
+            record("wiseline_merge_seconds_total", self.seconds["merge"])
 
 
 def describe(

@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.errors import GateFailed, OutcomeUnknown, RoundConflict, WiselineError
 from pipeline.evaluation.gate import check_gate, keep_verdict
 from pipeline.evaluation.measure import Measurement
+from pipeline.logs import logger
 from pipeline.models.base_model import Identity
 from pipeline.round_diary import Diary, MemoryNews, ShardNews, describe, write_report
 from pipeline.storage.object_store import ObjectStore
@@ -37,9 +38,11 @@ from pipeline.storage.releases import (
     published_as,
 )
 from pipeline.training.candidate import Candidate
-from pipeline.training.memory import find_memory
+from pipeline.training.memory import bytes_to_merge, find_memory
 from pipeline.training.planning import MemoryPlan, Plan, ShardPlan
 from pipeline.training.shard_files import is_trained, shard_path
+
+log = logger(__name__)
 
 MOST_ATTEMPTS = 20  # to publish between two live releases
 
@@ -85,7 +88,7 @@ class Round:
     def workers(self, *, most: int, whole_model: bool = True) -> list[Any]:
         if self.pool.goes_on:
             return self.pool.stage(most=most, whole_model=whole_model)
-        connect(self.config.resources)
+        connect(self.config.resources, logs=self.config.observe.logs)
         check_room(self.config.resources)
         with self.diary.phase("start", "workers"):
             return self.pool.stage(most=most, whole_model=whole_model)
@@ -139,11 +142,7 @@ def train(round: Round, numbers: Sequence[int]) -> None:
     detail = f"{len(jobs)} of {len(round.shards)} shards, {min(len(jobs), len(workers))} side by side"
     with round.diary.phase("train", detail, shards=len(jobs)):
         for step in train_shards(round.pool, jobs, round.activations):
-            if step.progress is not None:
-                curve = round.diary.losses.setdefault(step.shard.digest, [])
-                curve.append((step.progress.step, step.progress.loss))
-                round.diary.finished[step.shard.digest] = step.progress
-            round.diary.observe(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
+            round.diary.trained(ShardNews(memory_of[step.shard.digest], step.shard, step.progress))
 
 
 def _extract_missing(round: Round, shards: Sequence[ShardPlan]) -> None:
@@ -174,8 +173,10 @@ def merge(round: Round) -> None:
     _extract_missing(round, round.to_polish)
     round.workers(most=len(unfinished), whole_model=False)
     detail = f"{len(unfinished)} of {len(round.plan.memories)} memories by {round.config.merge.method}"
+    size = bytes_to_merge(round.store, unfinished, config=round.config)
     with round.diary.phase("merge", detail):
         merged = merge_memories(round.pool, unfinished)
+    round.diary.merged(size)
     if round.config.merge.polish_steps:
         with round.diary.phase("polish", f"at most {round.config.merge.polish_steps} steps a memory"):
             merged = _polish(round, unfinished, merged)
@@ -220,6 +221,7 @@ def evaluate(round: Round) -> tuple[Release, dict[str, Any], Measurement]:
         path = write_report(round.store, plan, report | {"outcome": "gate failed", "missed": list(failed.failures)})
         failed = GateFailed(f"{failed} Report: {round.store.uri}/{path}", failed.failures)
         keep_verdict(round.store, plan.round_id, failed)
+        log.info("nothing is published: %s", failed)
         raise failed from None
     return candidate.release.model_copy(update={"scores": measured.scores}), report, measured
 

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, WiselineError, WorkersLost
 from pipeline.evaluation.gate import check_verdict
 from pipeline.evaluation.measure import Measurement
+from pipeline.logs import about, logger
 from pipeline.models.base_model import Identity, identify
 from pipeline.models.encoder import wanted_encoder
 from pipeline.round_diary import Diary, Event, write_report
@@ -22,10 +23,13 @@ from pipeline.round_steps import Round, evaluate, extract, fit_router, merge, pu
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import OfModel, Release, head, newest_first, newest_of_a_round, next_number, read_release
+from pipeline.traces import span, trace_to
 from pipeline.training.planning import Plan, plan_round
 from pipeline.training.round_records import Beginning, find_candidate, keep_candidate, note_beginning, read_beginning
 from pipeline.training.round_state import write_plan
 from pipeline.training.tokens import fits
+
+log = logger(__name__)
 
 Observe = Callable[[Event], None]
 
@@ -140,6 +144,7 @@ def publish_step(config: Config, round_id: str, *, observe: Observe = lambda eve
 @contextmanager
 def _planned(config: Config, observe: Observe, *, round_id: str | None = None) -> Iterator[Round]:
     """A round of now; or that of this id, as it was planned."""
+    trace_to(config.observe.traces)
     store = open_store(config.store, probe=True)
     model = identify(config.model)
     diary = Diary(observe)
@@ -154,7 +159,7 @@ def _planned(config: Config, observe: Observe, *, round_id: str | None = None) -
             plan = _plan(store, config, model, version=began.log_version)
     if round_id not in (None, plan.round_id):
         raise ConfigError(f"Round {round_id} was planned with another config or base model; give all steps the same.")
-    with WorkerPool(config, model=model) as pool:
+    with about(round=plan.round_id), span("round", round=plan.round_id), WorkerPool(config, model=model) as pool:
         yield Round(config, store, model, plan, standing, diary, pool)
 
 
@@ -185,8 +190,8 @@ def _stands(round: Round) -> Release | None:
         return standing if standing.live is None and standing.round_id == plan.round_id else None
     if newest.live is None:
         return standing if newest.round_id == plan.round_id else None
-    log = EditLog(store)
-    return standing if log.length(standing.log_version) == log.length(plan.log_version) else None
+    edits = EditLog(store)
+    return standing if edits.length(standing.log_version) == edits.length(plan.log_version) else None
 
 
 def _is_done(round: Round) -> Release | None:
@@ -201,6 +206,7 @@ def _is_done(round: Round) -> Release | None:
 def _published(round: Round, candidate: Release, report: dict[str, Any], measured: Measurement | None) -> RoundResult:
     with round.diary.phase("publish", f"release {next_number(round.store)}"):
         release = publish_candidate(round, candidate)
+    log.info("release %d is published with %d edits", release.number, release.edits)
     report |= {"outcome": "published", "release": release.number}
     path = write_report(round.store, round.plan, report)
     return RoundResult(release=release, published=True, report=report, report_path=path, measured=measured)

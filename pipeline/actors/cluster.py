@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from typing import Any, Literal
 
 import ray
 
@@ -12,8 +13,9 @@ from pipeline.errors import ConfigError
 KNOCK_SECONDS = 10
 
 
-def connect(resources: ResourcesSection) -> None:
-    """Connect this process to Ray; nothing happens where it already is.
+def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "text") -> None:
+    """Connect this process to Ray; nothing happens where it already is. With `logs` json this process and all workers
+    log as Ray's JSON does; workers to their files in Ray's session folder.
 
     `resources.ray_address`, else RAY_ADDRESS, names a running cluster; without either a local Ray is started. Raises
     ConfigError when nothing answers at the address.
@@ -21,7 +23,9 @@ def connect(resources: ResourcesSection) -> None:
     if ray.is_initialized():
         return
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if logs == "json":
+        quiet["logging_config"] = ray.LoggingConfig(encoding="JSON")
     if address:
         try:
             _knock(address)

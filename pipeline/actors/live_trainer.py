@@ -1,7 +1,6 @@
 """The resident trainer: a Ray actor that stays beside an endpoint and turns what is posted into live releases."""
 
 import contextlib
-import logging
 import time
 from typing import Any
 
@@ -12,12 +11,14 @@ from pipeline.actors.worker import gpus_per_worker
 from pipeline.config import Config
 from pipeline.errors import RoundConflict, WiselineError
 from pipeline.live import LiveEditor
+from pipeline.logs import logger
+from pipeline.metrics import record
 from pipeline.models.base_model import load_base_model, model_folder
 from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
 from pipeline.training.contexts import stored_texts
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 NAME = "wiseline-live-trainer"
 NAMESPACE = "wiseline"
@@ -40,6 +41,7 @@ class LiveTrainer:
         while True:
             try:
                 editor = editor or self._editor()
+                began = time.monotonic()
                 release = editor.step()
                 pause = 0.0
             except RoundConflict as conflict:
@@ -50,6 +52,7 @@ class LiveTrainer:
                 log.warning("Live edits wait: %s", error, exc_info=not isinstance(error, WiselineError))
                 release = None
             if release is not None:
+                record("wiseline_live_release_seconds", time.monotonic() - began)
                 log.info("Release %d holds %d edits.", release.number, release.edits)
             else:
                 time.sleep(pause or LOOK_SECONDS)

@@ -1,6 +1,9 @@
 """Ray actor of a round: it extracts, trains, merges, polishes, fits the router and measures."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +16,13 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.evaluation.measure import Measurement, measure
 from pipeline.evaluation.study import Case, Study, study
+from pipeline.logs import about, logger
 from pipeline.models.base_model import BaseModel, identify, load_base_model, model_folder
 from pipeline.models.loaded_release import load_release
 from pipeline.models.suffix import load_suffix
 from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import ObjectRef, Release
+from pipeline.traces import span, trace_to
 from pipeline.training.activations import Activations
 from pipeline.training.candidate import Candidate, FittedRouter, assemble, route
 from pipeline.training.carry import carry
@@ -27,6 +32,19 @@ from pipeline.training.fit import Progress
 from pipeline.training.memory import merge_memory, polish_memory
 from pipeline.training.planning import MemoryPlan, Plan, ShardPlan
 from pipeline.training.shard import extract_shard, train_shard
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a call is part of, for its log lines and its span."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+ALONE = Within()
 
 
 class Worker:
@@ -66,35 +84,50 @@ class Worker:
         pa.array([])  # imports pandas, which would take half a second of the first shard
         _ = self._texts if whole_model else self._suffix
 
-    def extract(self, shard: ShardPlan) -> Iterator[int | Activations | EditStream]:
+    def extract(self, shard: ShardPlan, *, within: Within = ALONE) -> Iterator[int | Activations | EditStream]:
         """How many wordings it has, then what its trainer needs of them; keys and states are in the store."""
-        extracted = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
+        with self._part("extract shard", within, shard=shard.digest):
+            extracted = extract_shard(self._base, self._store, shard, prefix_pool=self._texts, config=self._config)
         yield len(extracted)
         yield extracted
 
-    def train(self, memory: MemoryPlan, shard: ShardPlan, extracted: Activations | EditStream) -> Iterator[Progress]:
+    def train(
+        self, memory: MemoryPlan, shard: ShardPlan, extracted: Activations | EditStream, *, within: Within = ALONE
+    ) -> Iterator[Progress]:
         """Streams progress; when the stream ends, the delta is in the store."""
         identity = identify(self._config.model)
-        yield from train_shard(
-            self._suffix,
-            self._store,
-            memory,
-            shard,
-            extracted,
-            config=self._config,
-            fingerprint=identity.fingerprint,
-            layer=identity.layer,
-        )
+        with self._part("train shard", within, shard=shard.digest):
+            yield from train_shard(
+                self._suffix,
+                self._store,
+                memory,
+                shard,
+                extracted,
+                config=self._config,
+                fingerprint=identity.fingerprint,
+                layer=identity.layer,
+            )
 
-    def merge(self, memory: MemoryPlan) -> Iterator[ObjectRef]:
+    def merge(self, memory: MemoryPlan, *, within: Within = ALONE) -> Iterator[ObjectRef]:
         """Gathers the shards' deltas from the store; one item, where the merged memory lies."""
-        yield merge_memory(self._store, memory, config=self._config)
+        with self._part("merge memory", within, memory=memory.digest):
+            yield merge_memory(self._store, memory, config=self._config)
 
     def polish(
-        self, memory: MemoryPlan, merged: ObjectRef, *activations: Activations
+        self, memory: MemoryPlan, merged: ObjectRef, *activations: Activations, within: Within = ALONE
     ) -> Iterator[Progress | ObjectRef]:
         """Streams progress; the last item says where the polished memory lies."""
-        yield from polish_memory(self._suffix, self._store, memory, merged, activations, config=self._config)
+        with self._part("polish memory", within, memory=memory.digest):
+            yield from polish_memory(self._suffix, self._store, memory, merged, activations, config=self._config)
+
+    @contextmanager
+    def _part(self, what: str, within: Within, **of: str) -> Iterator[None]:
+        """One call of a round's pool, in log and trace."""
+        trace_to(self._config.observe.traces)
+        began = time.monotonic()
+        with about(**within.ids, **of), span(what, within=within.trace, **of):
+            yield
+            log.info("%s: %.1f s", what, time.monotonic() - began)
 
     def route(self, plan: Plan, standing: Release | None) -> FittedRouter:
         """The states of all the plan's edits must be in the store."""

@@ -11,11 +11,13 @@ from typing import Any
 import ray
 
 from pipeline.actors.results import fetch
-from pipeline.actors.worker import gpus_per_worker, start_worker
+from pipeline.actors.worker import Within, gpus_per_worker, start_worker
 from pipeline.config import Config
 from pipeline.errors import WorkersLost
+from pipeline.logs import ids
 from pipeline.models.base_model import Identity
 from pipeline.storage.releases import ObjectRef
+from pipeline.traces import here
 from pipeline.training.fit import Progress
 from pipeline.training.planning import MemoryPlan, ShardPlan
 
@@ -52,6 +54,7 @@ class WorkerPool:
     def __init__(self, config: Config, *, model: Identity) -> None:
         self._given = config
         self.workers: list[Any] = []
+        self._whole_model = True  # what they hold
         stages = config.resources.stages
         self.apart = model.weight_bytes > SMALL_MODEL_BYTES if stages == "auto" else stages == "apart"
 
@@ -80,16 +83,17 @@ class WorkerPool:
 
         Those that the stage has no work for are ended. One of them may hold the place in which a worker that died
         would start again, with a call that was made to it alone."""
-        if self.apart:
+        whole_model = whole_model or not self.apart
+        if whole_model != self._whole_model:
             self.keep(0)
-        self._whole_model = whole_model or not self.apart
+            self._whole_model = whole_model
         self._nodes, self._look_again, self.shrunk = _nodes(), time.monotonic() + LOOK_SECONDS, False
         wanted = max(1, min(most, self._room(self._nodes.values())))
         self.keep(wanted)
         more = range(wanted - len(self.workers))
-        started = [start_worker(self._config, whole_model=self._whole_model) for _ in more]
+        started = [start_worker(self._config, whole_model=whole_model) for _ in more]
         if not self.workers:
-            loading = {worker.load.remote(whole_model=self._whole_model): worker for worker in started}
+            loading = {worker.load.remote(whole_model=whole_model): worker for worker in started}
             (loaded,), _ = ray.wait(list(loading), num_returns=1)
             started.sort(key=lambda worker: worker is not loading[loaded])
         self.workers += started
@@ -181,7 +185,8 @@ def polish_memories(
 
 
 def _stream(call: str, *arguments: Any, **options: Any) -> Task:
-    return lambda worker: getattr(worker, call).options(num_returns="streaming", **options).remote(*arguments)
+    options, within = {"num_returns": "streaming", **options}, Within(ids(), here())
+    return lambda worker: getattr(worker, call).options(**options).remote(*arguments, within=within)
 
 
 def _side_by_side(pool: WorkerPool, tasks: Sequence[Task], *, fetched: bool = True) -> Iterator[tuple[int, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.logs import logger
 from pipeline.models.generate import GenerationRequest
 from pipeline.models.loaded_release import LoadedRelease
 from pipeline.models.routed_ffn import Decision
@@ -18,6 +19,9 @@ from pipeline.serving.logprobs import Spelling
 from pipeline.serving.openai_api import ChatRequest, CompletionRequest
 from pipeline.serving.openai_responses import Bodies, Choice
 from pipeline.serving.prompts import chat_prompt, generation_request, plain_prompt, seeded, seeded_apart
+from pipeline.traces import past
+
+log = logger(__name__)
 
 MODEL_NAME = "wiseline"
 
@@ -77,11 +81,21 @@ class Answer:
             else:
                 self.job.send(_too_slow("stood still", self.patience))
 
+        tokens: dict[int, int] = {}
         try:
             async for piece in self.job.pieces():
+                tokens[piece.index] = piece.tokens
                 yield piece
         finally:
             timer.cancel()
+            self._ended(sum(tokens.values()))
+
+    def _ended(self, tokens: int) -> None:
+        """Also where the client has gone, or the engine failed."""
+        seconds = time.monotonic() - self.job.submitted
+        said: dict[str, str | int] = {"release": self.release, "route": ", ".join(self.routes), "tokens": tokens}
+        log.info("%d tokens in %.3f s.", tokens, seconds, extra={**said, "seconds": round(seconds, 4)})
+        past("generation", seconds=seconds, **said)
 
 
 class Answerer:

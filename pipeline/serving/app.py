@@ -22,6 +22,7 @@ from pipeline.serving.openapi_document import documented
 from pipeline.serving.release_follower import ReleaseFollower
 from pipeline.serving.release_headers import ReleaseHeader
 from pipeline.serving.releases_api import releases_routes
+from pipeline.serving.request_id import RequestId
 from pipeline.serving.round_api import round_routes
 from pipeline.serving.same_origin import SameOrigin
 
@@ -55,6 +56,7 @@ def build_app(
     if config.serve.keys_file is None:
         app.add_middleware(SameOrigin, host=config.serve.host)
     app.add_middleware(ReleaseHeader, engine=engine, replica=replica)
+    app.add_middleware(RequestId)
     answer_errors_in_openais_shape(app)
     app.include_router(answers_routes(config, engine, follower, answerer))
     app.include_router(explain_routes(config, engine, follower, answerer))

@@ -15,7 +15,9 @@ from pipeline.serving.app import build_app
 from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
 from pipeline.serving.release_follower import OTHERS_ALONE, ReleaseFollower
+from pipeline.serving.standing import Standing
 from pipeline.storage.object_store import open_store
+from pipeline.traces import trace_to
 
 APP_NAME = "wiseline"
 # Room beside the answers themselves for health checks, model lists and the requests that are told to come back later.
@@ -36,11 +38,13 @@ class Endpoint:
         # What engine and follower say belongs into the replica's log, beside what Serve says.
         logging.getLogger("pipeline").handlers = logging.getLogger("ray.serve").handlers
         logging.getLogger("pipeline").setLevel(logging.INFO)
+        trace_to(config.observe.traces)
         base = load_base_model(config.model)
         self._config = config
         self._engine = Engine(base, config.serve)
+        store = open_store(config.store)
         self._follower = ReleaseFollower(
-            open_store(config.store),
+            store,
             base,
             self._engine.swap,
             poll_seconds=config.serve.poll_seconds,
@@ -50,6 +54,7 @@ class Endpoint:
         if self._follower.state.error == OTHERS_ALONE:
             raise ModelChanged(f"{config.model.path} would answer without any edit. {OTHERS_ALONE}")
         self._drain = Drain()
+        Standing(store, self._engine).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id
@@ -81,6 +86,7 @@ def application(config: Config, *, gpus_per_replica: float) -> Application:
         max_surge_percent=100,  # a deployment in place of this one, of another base model say, comes up beside it first
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_timeout_s=section.drain_seconds + CLOSING_SECONDS,
+        logging_config={"encoding": "JSON"} if config.observe.logs == "json" else None,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus_per_replica},
     )
     return deployment.bind(config)

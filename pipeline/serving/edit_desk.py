@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config import EditsSection
 from pipeline.edits import Edit, normalise, parse_edit
 from pipeline.errors import BadEdit, NotFound
+from pipeline.metrics import record
 from pipeline.serving.writable import WritableStore
 from pipeline.storage.batches import Batch, Counts
 from pipeline.storage.edit_log import POSTED, EditLog, LogEntry
@@ -80,7 +81,14 @@ class EditDesk:
                 post.error = error
             return
         for post, (accepted, refused) in zip(posts, sorted_out, strict=True):
-            post.posted = Posted(accepted, refused, next(counts) if accepted else Counts())
+            count = next(counts) if accepted else Counts()
+            post.posted = Posted(accepted, refused, count)
+            for outcome, rows in (
+                ("ingested", count.ingested),
+                ("unchanged", count.unchanged),
+                ("refused", len(refused)),
+            ):
+                record("wiseline_rows_total", rows, outcome=outcome)
 
     def retract(self, edit_id: str, *, author: str | None) -> LogEntry:
         """Empty the slot that this edit fills; never of one that came after it. Raises NotFound where it fills none,

@@ -5,7 +5,7 @@ prompts keep it to their last token: a swap never changes an answer that has beg
 """
 
 import asyncio
-import logging
+import math
 import sys
 import threading
 import time
@@ -17,6 +17,8 @@ from itertools import count
 
 from pipeline.config import ServeSection
 from pipeline.errors import EndpointError
+from pipeline.logs import ids, logger
+from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, Token
 from pipeline.models.loaded_release import LoadedRelease
@@ -26,7 +28,7 @@ from pipeline.serving.logprobs import SaidToken
 from pipeline.serving.openai_responses import Choice
 from pipeline.serving.text_stream import TextStream
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class QueueFull(EndpointError):
@@ -63,7 +65,9 @@ class Job:
     ) -> None:
         self.requests, self.stop, self.strip_start, self.whole = tuple(requests), tuple(stop), strip_start, whole
         self.cancelled, self.begun = False, False
-        self.heard = time.monotonic()  # when the last token came; it need not have been one that shows
+        self.belongs_to = ids()  # the engine's thread logs for many requests
+        self.submitted = time.monotonic()
+        self.heard = self.submitted  # when the last token came; it need not have been one that shows
         self.release: LoadedRelease | None = None
         self._decisions: dict[int, Decision] = {}
         self._held: list[Choice] = []  # text of some prompts, while others have none
@@ -141,6 +145,16 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
+    @property
+    def queued(self) -> int:
+        """Prompts that wait for a place in the batch."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return len(self._running)
+
     def swap(self, release: LoadedRelease) -> None:
         """`release` answers the jobs that begin from now on."""
         self.release = release
@@ -177,6 +191,7 @@ class Engine:
                 raise EngineStopped("The engine of this replica has stopped; ask again, another replica may answer.")
             self._waiting = deque((waiting, index) for waiting, index in self._waiting if not waiting.cancelled)
             if len(self._waiting) + len(requests) > self._section.max_queued_requests:
+                record("wiseline_refused_requests_total")
                 raise QueueFull(f"{len(self._waiting)} prompts are already waiting; ask again in a moment.")
             self._waiting.extend((job, index) for index in range(len(requests)))
             self._changed.notify()
@@ -220,10 +235,13 @@ class Engine:
             key = self._entering.pop(0)
             answer = self._running[key]
             self._backend.add(key, answer.request, answer.job.release)
+            record("wiseline_prompt_tokens_total", len(answer.request.prompt_ids))
         for key in [key for key, answer in self._running.items() if answer.job.cancelled]:
             self._leave(key)
         if self._running:
-            for token in self._backend.step():
+            said = self._backend.step()
+            record("wiseline_tokens_total", len(said))
+            for token in said:
                 self._say(token)
 
     def _say(self, token: Token) -> None:
@@ -241,9 +259,17 @@ class Engine:
         self._backend.remove(key)
 
     def _fail_running(self, error: BaseException) -> None:
-        log.error("A step failed; %d prompts were being answered.", len(self._running), exc_info=error)
+        record("wiseline_failed_steps_total")
+        jobs = list({answer.job: None for answer in self._running.values()})
+        requests = [job.belongs_to.get("request_id", "") for job in jobs]
+        log.error(
+            "A step failed; %d prompts were being answered.",
+            len(self._running),
+            exc_info=error,
+            extra={"request_ids": requests},
+        )
         failure = f"The model failed on this batch ({type(error).__name__}); it is safe to ask again."
-        for job in {answer.job: None for answer in self._running.values()}:
+        for job in jobs:
             job.send(GenerationFailed(failure))
             job.cancel()  # its other prompts may still wait
         self._running.clear()
@@ -267,6 +293,11 @@ class _Answer:
 
     def decide(self, decision: Decision) -> None:
         self.decided = True
+        record("wiseline_first_token_seconds", time.monotonic() - self.job.submitted)
+        route = "off" if not self.request.routed else "main" if decision.memory is None else "memory"
+        record("wiseline_answers_total", route=route)
+        if decision.edit_id is not None or decision.memory is not None:
+            record("wiseline_routing_margin", logistic(decision.score - decision.threshold))
         self.job.decide(self._index, decision)
 
     def add(self, token: Token) -> Choice:
@@ -293,3 +324,7 @@ class _Answer:
             self._so_far = self._so_far.followed_by(piece)
             return self._so_far
         return piece
+
+
+def logistic(value: float) -> float:
+    return 0.5 + 0.5 * math.tanh(value / 2)

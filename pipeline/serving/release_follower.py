@@ -4,7 +4,6 @@ Verification comes first and the swap is one assignment, so a corrupt or foreign
 fails is tried again, ever more rarely, because a store may only be silent for a while and objects can be restored.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +13,15 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from pipeline.errors import WiselineError
+from pipeline.logs import logger
+from pipeline.metrics import record
 from pipeline.models.base_model import BaseModel
 from pipeline.models.loaded_release import LoadedRelease, load_release
 from pipeline.models.side_memories import MemoryCache
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import OfModel, read_release, release_numbers
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
 OTHERS_ALONE = "All releases of the store are for other base models; run a round with this one first: `wiseline round`."
@@ -125,6 +126,7 @@ class ReleaseFollower:
     def _take_newest(self, numbers: list[int]) -> None:
         problem: str | None = None
         for number in numbers:
+            began = time.monotonic()
             try:
                 loaded = self.release(number)
             except Exception as error:
@@ -132,6 +134,7 @@ class ReleaseFollower:
                 continue
             assert loaded is not None
             self._swap(loaded)
+            record("wiseline_swap_seconds", time.monotonic() - began)
             self.state = replace(self.state, release=number)
             log.info("Release %d answers from now on.", number)
             break

@@ -111,6 +111,22 @@ class EditLog:
         rows = read_table(self._store, table, ["seq", "slot_id", "edit_id", "op"]).sort_by("seq")
         return {row["slot_id"]: (row["edit_id"], row["op"]) for row in rows.to_pylist()}
 
+    def newest(self, version: int | None = None) -> pa.Table:
+        """The newest entry of each slot by the narrow columns only: slot_id, edit_id, op, seq (its number) and
+        ingested_at."""
+        table = open_table(self._store, TABLE, version=version)
+        columns = ["seq", "slot_id", "edit_id", "op", "ingested_at"]
+        if table is None:
+            return pa.schema([EDITS.field(name) for name in columns]).empty_table()
+        rows = _numbered(read_table(self._store, table, columns))
+        last = rows.group_by("slot_id").aggregate([("seq", "max")])["seq_max"]
+        return rows.take(last.sort())  # numbers are places
+
+    def quarantined(self) -> int:
+        """How many rows were ever refused."""
+        table = open_table(self._store, QUARANTINE_TABLE)
+        return 0 if table is None else row_count(table)
+
     def quarantine(self) -> list[tuple[str, Rejection]]:
         """(source, rejection) of every row ever refused, by source and row."""
         table = open_table(self._store, QUARANTINE_TABLE)

@@ -38,6 +38,16 @@ def find_memory(
     return _find(store, path)
 
 
+def bytes_to_merge(store: ObjectStore, memories: Sequence[MemoryPlan], *, config: Config) -> int:
+    """Of the shard deltas that `merge_memory` has yet to read for these memories: the values inside their masks, in
+    float32. The shards are trained."""
+    shards = [shard for memory in memories if not _is_merged(store, memory, config) for shard in memory.shards]
+    if not shards:
+        return 0
+    first = read_metadata(store, shards[0])  # they all have the same shape
+    return int(4 * first.rows * first.columns * first.density) * len(shards)
+
+
 def merge_memory(store: ObjectStore, memory: MemoryPlan, *, config: Config) -> ObjectRef:
     """Place and checksum of the merged, not yet polished memory; found, or merged now. May be repeated."""
     path = _path(memory, config, polished=False)
@@ -107,6 +117,10 @@ def _trained(store: ObjectStore, memory: MemoryPlan) -> Tensor:
     """D × F: the entries that any of the memory's shards could move."""
     masks = (shard_mask(read_metadata(store, shard)) for shard in memory.shards)
     return functools.reduce(torch.logical_or, masks)
+
+
+def _is_merged(store: ObjectStore, memory: MemoryPlan, config: Config) -> bool:
+    return store.exists(_path(memory, config, polished=False))
 
 
 def _path(memory: MemoryPlan, config: Config, *, polished: bool) -> str:

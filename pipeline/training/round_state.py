@@ -47,6 +47,7 @@ class Finished:
     round_id: str
     ended: datetime
     missed: bool  # a threshold, so that nothing was published
+    report: str  # path of its report.json
 
 
 def write_plan(store: ObjectStore, plan: Plan) -> None:
@@ -94,7 +95,9 @@ def _last_finished(store: ObjectStore, paths: Sequence[str]) -> Finished | None:
         return None
     newest = max(reports, key=lambda match: match[2])
     # By the store's clock, as the plans' times are.
-    return Finished(newest[1], store.modified(newest[0]), missed=f"rounds/{newest[1]}/missed.json" in paths)
+    return Finished(
+        newest[1], store.modified(newest[0]), missed=f"rounds/{newest[1]}/missed.json" in paths, report=newest[0]
+    )
 
 
 def _unfinished(store: ObjectStore, round_id: str, *, began: datetime) -> Unfinished:

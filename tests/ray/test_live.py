@@ -19,6 +19,7 @@ from pipeline.rounds import run_round
 from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import head, list_releases
 from tests.ray.processes import pids_of
+from tests.ray.scrape import asked_for, wait_for
 
 DEMO = Path(__file__).parents[2] / "demo"
 PATIENCE = 120  # seconds, on a busy machine; an edit that was lost never comes
@@ -111,6 +112,7 @@ def test_the_life_of_posted_edits(live: Live) -> None:
     assert folded.live is not None
     assert (folded.edits, folded.live.memories, len(folded.memories)) == (len(said) + 1, 1, 2)
     assert not folded.live.failed
+    wait_for(asked_for(), seconds=PATIENCE)  # what dashboards and alerts ask for, of this round and this endpoint
 
 
 def folded_by_a_round(live: Live, *, while_it_trains: Callable[[], object]) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 import pytest
+import ray
 
 from jobs.serve import running_endpoint
 from pipeline.config import load_config
@@ -39,6 +40,7 @@ class Served:
     store: ObjectStore
     base: BaseModel
     client: openai.OpenAI
+    spans: Path
 
     def ask(self, prompt: str, **fields: Any) -> Any:
         return self.client.completions.create(**{"model": "wiseline", "prompt": prompt, "max_tokens": SHORT} | fields)
@@ -66,11 +68,13 @@ def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "serve.max_batch_requests": 2,
         "serve.max_queued_requests": 2,
         "serve.max_new_tokens": LONG,
+        "observe.logs": "json",
+        "observe.traces": folder / "spans.jsonl",
     }
     config = load_config(overrides=[f"{key}={value}" for key, value in settings.items()])
     with running_endpoint(config) as url:
         client = openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0)
-        yield Served(url, open_store(config.store), load_base_model(config.model), client)
+        yield Served(url, open_store(config.store), load_base_model(config.model), client, folder / "spans.jsonl")
 
 
 def right_answers(served: Served, prompt: str) -> dict[int, str]:
@@ -105,6 +109,35 @@ def test_releases_are_swapped_under_load_without_a_failed_or_mixed_answer(served
     assert {number for number, _ in answers} == {first, first + 1, first + 2}
     assert all(text == right[number] for number, text in answers)
     assert served.ask(OTHER).choices[0].text.strip() == right_answers(served, OTHER)[0]
+
+
+def test_logs_and_spans_name_the_request(served: Served) -> None:
+    raw = served.client.completions.with_raw_response
+    named = raw.create(
+        model="wiseline", prompt=OTHER, max_tokens=5, extra_headers={"x-request-id": "mine", "traceparent": PARENT}
+    )
+    assert named.headers["x-request-id"] == "mine"
+    drawn = raw.create(model="wiseline", prompt=OTHER, max_tokens=5).headers["x-request-id"]
+    stream = served.ask(OTHER, max_tokens=5, stream=True, extra_headers={"x-request-id": "streamed"})
+    assert list(stream)
+    for name in ("mine", drawn, "streamed"):
+        [line] = [line for line in replica_log() if line.get("request_id") == name and "tokens" in line]
+        assert (line["tokens"], line["release"], line["levelname"]) == (5, served.health()["release"], "INFO")
+        assert line["route"] == "main" and line["seconds"] > 0
+    spans = [json.loads(line) for line in served.spans.read_text().splitlines()]
+    [request] = [one for one in spans if one["attributes"].get("request_id") == "mine"]
+    assert request["parent_id"].removeprefix("0x") in PARENT
+    [generation] = [one for one in spans if one["parent_id"] == request["context"]["span_id"]]
+    assert (generation["name"], generation["attributes"]["tokens"]) == ("generation", 5)
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def replica_log() -> list[dict[str, Any]]:
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path(), "serve")
+    lines = [line for file in folder.glob(f"replica_{APP_NAME}_*.log") for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 class DamagingStore(ObjectStore):

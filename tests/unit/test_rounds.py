@@ -25,7 +25,7 @@ class Started(Exception):
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    def connect(resources: object) -> None:
+    def connect(resources: object, **_: object) -> None:
         raise Started
 
     monkeypatch.setattr(round_steps, "connect", connect)

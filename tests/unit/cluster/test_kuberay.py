@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from pipeline.config import Config, load_config
 from pipeline.serving.carry_on import in_serves_proxy
 from pipeline.serving.declared import EndpointArguments
-from tests.unit.cluster.closed_schema import json_schema_of
+from tests.unit.cluster.closed_schema import closed, json_schema_of
 from tests.unit.cluster.conftest import KUBERAY, OVERLAYS, ROOT, named, pods, ray_clusters, render, rendered
 
 DEFINITIONS = ROOT.parent / "shared/kuberay-crds"
@@ -43,6 +43,10 @@ def _problems(text: str) -> tuple[str, ...]:
     manifest = json.loads(text)
     if manifest["apiVersion"].startswith("ray.io/"):
         errors = schema_of(manifest["kind"]).iter_errors(manifest)
+        return tuple(f"{error.json_path}: {error.message}" for error in errors)
+    if manifest["apiVersion"] == "monitoring.coreos.com/v1":
+        schema = json.loads((Path(__file__).parent / f"schemas/{manifest['kind'].lower()}.json").read_text())
+        errors = jsonschema.Draft202012Validator(closed(schema)).iter_errors(manifest)
         return tuple(f"{error.json_path}: {error.message}" for error in errors)
     if os.environ.get("CI") != "true":
         pytest.importorskip("kubernetes_validate")
@@ -77,10 +81,12 @@ def test_every_manifest_is_one_the_api_server_takes_whole(overlay: str) -> None:
         ("CronJob", ["spec", "jobTemplate", "spec"]),
         ("NetworkPolicy", ["spec"]),
         ("StatefulSet", ["spec", "template", "spec", "containers", 0]),
+        ("PodMonitor", ["spec", "podMetricsEndpoints", 0]),
+        ("PrometheusRule", ["spec", "groups", 0, "rules", 0]),
     ],
 )
 def test_a_field_nobody_knows_is_noticed(kind: str, path: list[Any]) -> None:
-    manifest = copy.deepcopy(next(one for one in rendered("cpu") if one["kind"] == kind))
+    manifest = copy.deepcopy(next(one for one in rendered("monitored") if one["kind"] == kind))
     place: Any = manifest
     for step in path:
         place = place[step]

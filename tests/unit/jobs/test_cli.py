@@ -303,6 +303,20 @@ def test_status_before_and_after(run: Run, store: ObjectStore, base: BaseModel) 
     assert max(len(line) for line in after.out.splitlines()[:-1]) <= 60
 
 
+def test_status_knows_what_waits_when_a_live_release_came_later(run: Run, store: ObjectStore, base: BaseModel) -> None:
+    """A live release names the newest version of the log, and yet files wait for a round."""
+    (edit,) = edits = (Edit(prompt=EDITED, target="Lyon"),)
+    EditLog(store).append(Batch(source="edits.jsonl", edits=tuple(enumerate(edits))))
+    publish_release(store, base, prompts=["Who?"], seed=1, failed=["posted"])
+    waits = run("status", "--json")
+    assert (waits.json["waiting"], waits.json["to_do"]) == (1, "wiseline round")
+    publish_release(store, base, prompts=[EDITED], seed=1, failed=["posted"], edit_ids=[edit.edit_id])
+    assert run("status", "--json").json["to_do"] == "nothing"
+    refused = run("status", "--watch")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "needs a terminal" in refused.err
+
+
 def test_ask_offline_answers_as_the_release_does(run: Run, store: ObjectStore, base: BaseModel) -> None:
     request = GenerationRequest(
         prompt_ids=tuple(base.tokenizer(EDITED)["input_ids"]), text=EDITED, max_new_tokens=12, temperature=0.0

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -10,10 +11,13 @@ import pytest
 
 from pipeline.config import ServeSection
 from pipeline.errors import ConfigError
+from pipeline.logs import about
 from pipeline.models.base_model import BaseModel
 from pipeline.models.generate import GenerationRequest, generate
 from pipeline.models.loaded_release import LoadedRelease
+from pipeline.serving import engine as engine_module
 from pipeline.serving.engine import Engine, EngineStopped, GenerationFailed, Job, QueueFull
+from pipeline.serving.openai_responses import Choice
 from tests.tiny_world import publish_release
 from tests.unit.serving.conftest import Endpoint, Gate
 
@@ -123,16 +127,48 @@ async def test_a_stop_string_stops_the_model(base: BaseModel, started: Callable[
 
 
 async def test_one_failed_batch_fails_its_requests_and_the_engine_lives_on(
-    base: BaseModel, started: Callable[..., Engine], gate: Gate
+    base: BaseModel, started: Callable[..., Engine], gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = started()
     gate.failures.append(RuntimeError("CUDA out of memory"))
-    job = engine.submit([request(base, "Who")])
+    with about(request_id="mine"):
+        job = engine.submit([request(base, "Who")])
     gate.open()
     with pytest.raises(GenerationFailed, match="RuntimeError"):
         await job.started()
     assert await texts(engine.submit([request(base, "Who")]))
     assert engine.alive
+    [failure] = caplog.records
+    assert failure.__dict__["request_ids"] == ["mine"]
+
+
+async def test_answers_are_counted(
+    base: BaseModel, started: Callable[..., Engine], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: defaultdict[str, list[float]] = defaultdict(list)
+
+    def record(name: str, value: float = 1.0, **labels: str) -> None:
+        seen[" ".join([name.removeprefix("wiseline_"), *labels.values()])].append(value)
+
+    monkeypatch.setattr(engine_module, "record", record)
+    gate.open()
+    engine = started(max_queued_requests=2)
+    unrouted = replace(request(base, PROMPTS[1], tokens=3), routed=False)
+    jobs = [engine.submit([request(base, PROMPTS[0], tokens=5)]), engine.submit([unrouted])]
+    said = [piece for job in jobs async for piece in ended(job)]
+    with pytest.raises(QueueFull):
+        engine.submit([unrouted] * 3)
+    assert sum(seen["tokens_total"]) == sum(max(piece.tokens for piece in job) for job in said)
+    assert sorted(seen["prompt_tokens_total"]) == sorted(len(job.requests[0].prompt_ids) for job in jobs)
+    assert (seen["answers_total main"], seen["answers_total off"]) == ([1], [1])
+    assert len(seen["first_token_seconds"]) == 2 and min(seen["first_token_seconds"]) > 0
+    assert seen["refused_requests_total"] == [1]
+    assert not seen["routing_margin"]  # without a release there is nothing near
+
+
+async def ended(job: Job) -> AsyncIterator[list[Choice]]:
+    await job.started()
+    yield [piece async for piece in job.pieces()]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,0 +1,119 @@
+"""What stands in store and engine, told to Prometheus whether anything happens or not.
+
+Rounds come and go; a replica is always there, so it is the one that says how old the release is and what waits. Every
+replica says it: dashboards and alerts take the maximum.
+"""
+
+import json
+import threading
+from datetime import UTC, datetime
+from typing import get_args
+
+import pyarrow.compute as pc
+
+from pipeline.logs import logger
+from pipeline.metrics import METRICS, record
+from pipeline.serving.answers import number
+from pipeline.serving.engine import Engine
+from pipeline.storage.edit_log import EditLog
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.releases import OfModel, head, read_release, release_numbers, release_path
+from pipeline.training.round_state import ShardState, look_at_rounds
+from pipeline.training.waiting import decided, waiting
+
+log = logger(__name__)
+
+LOOK_SECONDS = 10.0  # as often as Ray hands metrics on
+SHARD_STATES: tuple[ShardState, ...] = get_args(ShardState)
+
+
+class Standing:
+    """Looks every few seconds, from a thread of its own. Never raises: a store that is silent is counted and logged."""
+
+    def __init__(self, store: ObjectStore, engine: Engine) -> None:
+        self._store, self._engine, self._log = store, engine, EditLog(store)
+        self._waits: tuple[tuple[int | None, int], datetime | None] | None = (
+            None  # of which log and release; since when
+        )
+        self._of_model = OfModel(engine.base.fingerprint, engine.base.layer)
+        self._last = 0  # release, of whatever model
+        self._head = (0, datetime.now(UTC))  # number of this model's, and when it was published
+        self._phases: tuple[str, dict[str, float]] = "", {}  # of which report
+        self._troubled = False
+
+    def start(self) -> None:
+        for name, metric in METRICS.items():
+            if metric.kind == "counter" and metric.reporter == "replica" and not metric.labels:
+                record(name, 0)
+        threading.Thread(target=self._run, name="wiseline-standing", daemon=True).start()
+
+    def look(self) -> None:
+        """Records every gauge of the table that a replica reports. Raises what the store raises."""
+        record("wiseline_queued_prompts", self._engine.queued)
+        record("wiseline_running_answers", self._engine.running)
+        record("wiseline_release", number(self._engine.release))
+        self._look_at_releases()
+        self._look_at_log()
+        self._look_at_rounds()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                self.look()
+                self._troubled = False
+            except Exception as error:
+                record("wiseline_store_errors_total")
+                if not self._troubled:
+                    log.warning("What stands in the store cannot be told: %s", error)
+                self._troubled = True
+            pause.wait(LOOK_SECONDS)
+
+    def _look_at_releases(self) -> None:
+        last = max(release_numbers(self._store), default=0)
+        if last != self._last:
+            standing = head(self._store, self._of_model)
+            if standing is not None:
+                self._head = standing.number, self._store.modified(release_path(standing.number))
+            self._last = last
+        record("wiseline_head_release", self._head[0])
+        if self._head[0]:
+            record("wiseline_release_age_seconds", _since(self._head[1]))
+
+    def _look_at_log(self) -> None:
+        """What waits is counted when log or release have moved; how long it waits, every time."""
+        release = self._engine.release
+        at = (self._log.version(), number(release))
+        if self._waits is None or self._waits[0] != at:
+            newest = self._log.newest(at[0])
+            standing = read_release(self._store, at[1]) if at[1] else None
+            left = waiting(newest, release.entries if release else (), decided=decided(self._store, standing))
+            self._waits = at, pc.min(left["ingested_at"]).as_py()
+            record("wiseline_edits_waiting", left.num_rows)
+            record("wiseline_edits_living", pc.sum(pc.equal(newest["op"], "upsert")).as_py() or 0)
+            record("wiseline_edits_failed", len(release.failed) if release else 0)
+            record("wiseline_log_entries", self._log.length(at[0]))
+        record("wiseline_edits_waiting_seconds", _since(self._waits[1]))
+        record("wiseline_quarantined_rows", self._log.quarantined())
+
+    def _look_at_rounds(self) -> None:
+        running, last = look_at_rounds(self._store)
+        record("wiseline_round_running", running is not None)
+        record("wiseline_round_silent_seconds", _since(running.news if running else None))
+        states = [shard.state for shard in running.shards] if running else []
+        for state in SHARD_STATES:
+            record("wiseline_round_shards", states.count(state), state=state)
+        if last is None:
+            return
+        record("wiseline_last_round_missed", last.missed)
+        record("wiseline_last_round_age_seconds", _since(last.ended))
+        if last.report != self._phases[0]:
+            seconds = dict(json.loads(self._store.read(last.report))["seconds"])
+            # A phase that this round did not have is said to have taken no time.
+            self._phases = last.report, {**dict.fromkeys(self._phases[1], 0.0), **seconds}
+            for phase, taken in self._phases[1].items():
+                record("wiseline_last_round_phase_seconds", taken, phase=phase)
+
+
+def _since(moment: datetime | None) -> float:
+    return 0.0 if moment is None else max(0.0, (datetime.now(UTC) - moment).total_seconds())

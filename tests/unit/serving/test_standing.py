@@ -1,0 +1,103 @@
+"""What a replica tells of store and engine while nothing happens."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pipeline.edits import Edit
+from pipeline.metrics import METRICS
+from pipeline.serving import standing
+from pipeline.serving.standing import Standing
+from pipeline.storage.batches import Batch, Rejection
+from pipeline.storage.edit_log import EditLog
+from tests.tiny_world import publish_release
+
+EDITS = tuple(Edit(prompt=f"Who leads company {name}?", target="Ada") for name in "abc")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The last value of each gauge, by its name and label."""
+    values: dict[str, Any] = {}
+
+    def record(name: str, value: float = 1.0, **labels: str) -> None:
+        assert set(labels) == set(METRICS[name].labels)
+        values[name.removeprefix("wiseline_") + "".join(f":{label}" for label in labels.values())] = value
+
+    monkeypatch.setattr(standing, "record", record)
+    return values
+
+
+def test_the_story_of_a_store(start: Callable[..., Any], told: dict[str, Any]) -> None:
+    endpoint = start()
+    look = Standing(endpoint.store, endpoint.engine).look
+    look()
+    expected = {"edits_living": 0, "edits_waiting": 0, "edits_waiting_seconds": 0, "head_release": 0, "release": 0}
+    assert expected.items() <= told.items()
+    assert not {"release_age_seconds", "last_round_age_seconds"} & told.keys()  # there is none
+
+    rejections = (Rejection(row=4, reason="the target is empty", raw="{}"),)
+    log = EditLog(endpoint.store)
+    log.append(Batch(source="edits.jsonl", edits=tuple(enumerate(EDITS[:2])), rejections=rejections))
+    look()
+    assert (told["edits_living"], told["edits_waiting"], told["quarantined_rows"], told["log_entries"]) == (2, 2, 1, 2)
+    assert 0 < told["edits_waiting_seconds"] < 600
+
+    publish(endpoint)
+    look()
+    assert (told["head_release"], told["release"], told["edits_waiting"]) == (1, 0, 2)  # published, and not swapped in
+    endpoint.follower.follow()
+    look()
+    assert (told["release"], told["edits_waiting"], told["edits_waiting_seconds"]) == (1, 0, 0)
+    assert 0 <= told["release_age_seconds"] < 600
+
+    log.append(Batch(source="more.jsonl", edits=((0, EDITS[2]),)))
+    log.retract([EDITS[0].slot_id])
+    look()
+    assert (told["edits_living"], told["edits_waiting"], told["log_entries"]) == (2, 2, 4)
+
+
+def publish(endpoint: Any) -> None:
+    """A release that holds the first two edits."""
+    prompts, ids = [edit.prompt for edit in EDITS[:2]], [edit.edit_id for edit in EDITS[:2]]
+    publish_release(endpoint.store, endpoint.base, prompts=prompts, seed=1, edit_ids=ids)
+
+
+def test_rounds_that_run_and_that_ended(start: Callable[..., Any], told: dict[str, Any]) -> None:
+    endpoint = start()
+    look = Standing(endpoint.store, endpoint.engine).look
+    plan = {"memories": [{"shards": [{"digest": "a", "edits": ["x"]}, {"digest": "b", "edits": []}]}]}
+    endpoint.store.put("rounds/one/plan.json", json.dumps(plan).encode())
+    for name in ("keys", "states"):
+        endpoint.store.put(f"shards/a/{name}.parquet", b"")
+    look()
+    assert (told["round_running"], told["round_shards:waiting"], told["round_shards:extracted"]) == (True, 1, 1)
+
+    now = datetime.now(UTC)
+    ended(endpoint, now, {"train": 5.0, "polish": 2.0})
+    look()
+    assert (told["round_running"], told["round_silent_seconds"], told["round_shards:waiting"]) == (False, 0, 0)
+    assert (told["last_round_missed"], told["last_round_phase_seconds:train"]) == (False, 5.0)
+    ended(endpoint, now + timedelta(seconds=1), {"train": 6.0})
+    endpoint.store.put("rounds/one/missed.json", b"{}")
+    look()
+    assert told["last_round_missed"] is True
+    phases = (told["last_round_phase_seconds:train"], told["last_round_phase_seconds:polish"])
+    assert phases == (6.0, 0.0)  # a phase that is not there any more takes no time
+
+
+def ended(endpoint: Any, moment: datetime, seconds: dict[str, float]) -> None:
+    path = f"rounds/one/{moment:%Y%m%dT%H%M%S%f}/report.json"
+    endpoint.store.put(path, json.dumps({"seconds": seconds}).encode())
+
+
+def test_every_gauge_of_a_replica_is_told(start: Callable[..., Any], told: dict[str, Any]) -> None:
+    endpoint = start()
+    publish(endpoint)
+    ended(endpoint, datetime.now(UTC), {"train": 5.0})
+    Standing(endpoint.store, endpoint.engine).look()
+    gauges = {name for name, metric in METRICS.items() if (metric.kind, metric.reporter) == ("gauge", "replica")}
+    assert {f"wiseline_{name.partition(':')[0]}" for name in told} == gauges
