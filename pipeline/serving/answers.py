@@ -93,7 +93,8 @@ class Answer:
     def _ended(self, tokens: int) -> None:
         """Also where the client has gone, or the engine failed."""
         seconds = time.monotonic() - self.job.submitted
-        said: dict[str, str | int] = {"release": self.release, "route": ", ".join(self.routes), "tokens": tokens}
+        # Not "route": that is the path of the request in Serve's own logs.
+        said: dict[str, str | int] = {"release": self.release, "answered_by": ", ".join(self.routes), "tokens": tokens}
         log.info("%d tokens in %.3f s.", tokens, seconds, extra={**said, "seconds": round(seconds, 4)})
         past("generation", seconds=seconds, **said)
 

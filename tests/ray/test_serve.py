@@ -123,7 +123,7 @@ def test_logs_and_spans_name_the_request(served: Served) -> None:
     for name in ("mine", drawn, "streamed"):
         [line] = [line for line in replica_log() if line.get("request_id") == name and "tokens" in line]
         assert (line["tokens"], line["release"], line["levelname"]) == (5, served.health()["release"], "INFO")
-        assert line["route"] == "main" and line["seconds"] > 0
+        assert line["answered_by"] == "main" and line["seconds"] > 0
     spans = [json.loads(line) for line in served.spans.read_text().splitlines()]
     [request] = [one for one in spans if one["attributes"].get("request_id") == "mine"]
     assert request["parent_id"].removeprefix("0x") in PARENT
