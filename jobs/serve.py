@@ -32,8 +32,8 @@ def serve_command(config: ConfigOption = None, set_: SetOption = None, json_line
     settings = load_config(config, overrides=set_ or ())
     heard: SimpleQueue[int] = SimpleQueue()  # may be written to by a signal handler
     typer.echo(f"Loading {settings.model.path} …")
+    signal.signal(signal.SIGUSR1, lambda number, _: heard.put(number))  # also heard while the model loads
     with running_endpoint(settings) as url:
-        signal.signal(signal.SIGUSR1, lambda number, _: heard.put(number))
         _when_stopped(lambda number, _: heard.put(number))
         typer.echo(f"Serving {settings.model.path} at {url}/v1; Ctrl-C stops it.")
         typer.echo(f'Ask it: wiseline ask --url {url} "…", or in a browser: {url}/console')

@@ -1,6 +1,7 @@
 """The endpoint as a Ray Serve deployment: one replica holds one model, one engine thread and one follower."""
 
 import logging
+import time
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,7 +15,7 @@ from pipeline.serving.answers import number
 from pipeline.serving.app import build_app
 from pipeline.serving.drain import Drain
 from pipeline.serving.engine import Engine
-from pipeline.serving.release_follower import OTHERS_ALONE, ReleaseFollower
+from pipeline.serving.release_follower import OTHERS_ALONE, UNREADABLE, ReleaseFollower
 from pipeline.serving.standing import Standing
 from pipeline.storage.object_store import open_store
 from pipeline.traces import trace_to
@@ -26,6 +27,7 @@ SPARE_REQUESTS = 64
 CLOSING_SECONDS = 20
 # How soon a replica that died is noticed, and replaced.
 HEALTH_CHECK_SECONDS = 2
+STORE_PATIENCE = 60  # seconds
 # A model that does not load will not load the twentieth time (Serve's default) either.
 CONSTRUCTOR_RETRIES = 1
 
@@ -50,11 +52,21 @@ class Endpoint:
             poll_seconds=config.serve.poll_seconds,
             memories=MemoryCache(base, device_gib=config.serve.device_memory_gib),
         )
-        self._follower.follow()
+        self._first_look()
         if self._follower.state.error == OTHERS_ALONE:
             raise ModelChanged(f"{config.model.path} would answer without any edit. {OTHERS_ALONE}")
         self._drain = Drain()
         Standing(store, self._engine).start()
+
+    def _first_look(self) -> None:
+        """A replica that starts while the store is silent would answer without any edit."""
+        until = time.monotonic() + STORE_PATIENCE
+        self._follower.follow()
+        while (error := self._follower.state.error or "").startswith(UNREADABLE):
+            if time.monotonic() >= until:
+                raise EndpointError(f"{error} A replica starts when it knows what to answer.")
+            time.sleep(1)
+            self._follower.follow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id

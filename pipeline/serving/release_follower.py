@@ -24,6 +24,7 @@ from pipeline.storage.releases import OfModel, read_release, release_numbers
 log = logger(__name__)
 
 FALLBACKS = 3  # a replica that starts beside a damaged head tries so many releases before it
+UNREADABLE = "The store cannot be read"
 OTHERS_ALONE = "All releases of the store are for other base models; run a round with this one first: `wiseline round`."
 LONGEST_PAUSE = 60.0  # seconds between two attempts to load the same damaged head
 # Between two looks, where the config does not say: a folder is listed in microseconds, a bucket's listings cost money.
@@ -53,6 +54,7 @@ class ReleaseFollower:
         self.state = FollowerState()
         self._store, self._base, self._swap = store, base, swap
         self._of_model = OfModel(base.fingerprint, base.layer)
+        self._heard_by: dict[int, int | None] = {}  # releases that clients asked for
         auto = POLL_SECONDS if store.on_s3 else LOCAL_POLL_SECONDS
         self._poll_seconds = auto if poll_seconds == "auto" else poll_seconds
         self._memories = memories or MemoryCache(base)  # most memories of a release are those of the one before
@@ -78,7 +80,7 @@ class ReleaseFollower:
         try:
             newer = [number for number in reversed(release_numbers(self._store)) if number > self.state.release]
         except Exception as error:
-            self._report(f"The store cannot be read: {_sentence(error)}")
+            self._report(f"{UNREADABLE}: {_sentence(error)}")
             return
         ours = (number for number in newer if not self._is_anothers(number))
         newest = next(ours, None)
@@ -104,17 +106,19 @@ class ReleaseFollower:
             return loaded
 
     def log_version_of_anothers(self, number: int) -> int | None:
-        """What another model's release heard of the log; None where there is no such release."""
-        try:
-            release = read_release(self._store, number)
-        except Exception:
-            return None
-        return None if self._of_model.has(release) else release.log_version
+        """What another model's release heard of the log; None for our own, and where there is no such release."""
+        if number not in self._heard_by:
+            try:
+                release = read_release(self._store, number)
+            except Exception:
+                return None
+            self._heard_by[number] = None if self._of_model.has(release) else release.log_version
+        return self._heard_by[number]
 
     def _is_anothers(self, number: int) -> bool:
-        """A manifest that cannot be read may be our model's."""
+        """A manifest that cannot be read may be our model's; it is looked at again when it is tried again."""
         others = self._of_model.others
-        if number not in others and number != self._failed_head:
+        if number not in others and (number != self._failed_head or time.monotonic() >= self._next_attempt):
             try:
                 release = read_release(self._store, number)
             except Exception:

@@ -56,15 +56,13 @@ async def wait_for_release(http: Request, engine: Engine, follower: ReleaseFollo
         return
     if not _is_number(demanded):
         raise ApiError(400, f"{MIN_RELEASE_HEADER} is the number of a release, not '{demanded}'.", MIN_RELEASE_HEADER)
-    if number(engine.release) >= int(demanded):
-        return
     heard = await run_in_threadpool(follower.log_version_of_anothers, int(demanded))
 
     def is_reached() -> bool:
         release = engine.release
-        return release is not None and (
-            number(release) >= int(demanded) or (heard is not None and release.log_version >= heard)
-        )
+        if heard is None:
+            return number(release) >= int(demanded)
+        return release is not None and release.log_version >= heard
 
     try:
         async with asyncio.timeout(seconds):

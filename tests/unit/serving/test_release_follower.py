@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pipeline.config import load_config
+from pipeline.errors import StoreError
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.loaded_release import LoadedRelease
+from pipeline.serving import release_follower
 from pipeline.serving.release_follower import FALLBACKS, OTHERS_ALONE, FollowerState, ReleaseFollower
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release, release_path, rollback
@@ -159,6 +161,28 @@ def test_releases_of_another_model_are_not_followed(
     publish(store, base, seed=2)
     follower.follow()
     assert numbers(swapped) == [2, 5 + FALLBACKS]
+
+
+def test_another_models_release_that_could_not_be_read_once_is_passed_over(
+    follower: ReleaseFollower,
+    store: ObjectStore,
+    base: BaseModel,
+    other: BaseModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish(store, base)
+    publish(store, other)
+
+    def silent(store: ObjectStore, number: int) -> Release:
+        raise StoreError("The store is silent.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(release_follower, "read_release", silent)
+        follower.follow()
+    assert "silent" in (follower.state.error or "")
+    monkeypatch.setattr(follower, "_next_attempt", 0.0)
+    follower.follow()
+    assert follower.state == FollowerState(release=1)
 
 
 def test_a_damaged_head_below_another_models_releases_is_fallen_back_from(

@@ -100,6 +100,11 @@ def test_who_demands_another_models_release_is_answered_by_one_that_heard_as_muc
         for number in (2, 3, 4)
     ]
     assert told == [200, 409, 409]
+    # A larger number of our own says nothing of what was heard: a long round may publish late.
+    publish(endpoint.store, mine.model_copy(update={"parent": 1, "restores": 1}))
+    endpoint.follower.follow()
+    late = endpoint.client.post("/v1/completions", json=TEXT, headers={"x-wiseline-min-release": "3"})
+    assert (late.status_code, late.headers["x-wiseline-release"]) == (409, "4")
 
 
 @pytest.mark.parametrize(
