@@ -40,18 +40,23 @@ def read_beginning(store: ObjectStore, round_id: str) -> Beginning:
 
 
 def keep_candidate(store: ObjectStore, release: Release, report: Mapping[str, Any]) -> None:
-    """What passed the gate, and the report on it. Of two who evaluate at once the first one's stays."""
+    """What passed the gate, and the report on it. Of two who evaluate at once one's stays."""
+    if find_candidate(store, release.round_id) is None:
+        store.remove(_candidate_path(release.round_id))
     kept = {"release": release.model_dump(mode="json"), "report": report}
     with contextlib.suppress(AlreadyExists):
         store.create(_candidate_path(release.round_id), json.dumps(kept, ensure_ascii=False, indent=1).encode())
 
 
 def find_candidate(store: ObjectStore, round_id: str) -> tuple[Release, dict[str, Any]] | None:
+    """None also where an object that it names is gone: it cannot be published, and is to be made again."""
     path = _candidate_path(round_id)
     if not store.exists(path):
         return None
     kept = _read(store, path)
-    return Release.model_validate(kept["release"]), dict(kept["report"])
+    release = Release.model_validate(kept["release"])
+    there = all(store.exists(reference.path) for reference in release.objects)
+    return (release, dict(kept["report"])) if there else None
 
 
 def _read(store: ObjectStore, path: str) -> Any:

@@ -7,16 +7,19 @@ import pytest
 from pipeline import round_steps, rounds
 from pipeline.config import Config, load_config
 from pipeline.edits import Edit
-from pipeline.errors import GateFailed
+from pipeline.errors import GateFailed, WiselineError
 from pipeline.evaluation.gate import keep_verdict
 from pipeline.models.base_model import identify
 from pipeline.round_diary import Event
-from pipeline.rounds import run_round
+from pipeline.rounds import evaluate_step, plan_step, publish_step, run_round
 from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import ObjectRef, Release, publish
+from pipeline.training.round_records import keep_candidate
 from tests.tiny_world import save_model
+
+EMPTY = "banks/none.parquet"
 
 
 class Started(Exception):
@@ -73,10 +76,24 @@ def test_a_round_that_missed_its_gate_misses_it_again_until_something_changed(co
         run_round(config)
 
 
+def test_a_candidate_whose_objects_are_gone_is_evaluated_again(config: Config) -> None:
+    store, (planned, *_) = open_store(config.store), plan_step(config)
+    keep_candidate(store, release_of(planned, store, fingerprint=identify(config.model).fingerprint), {})
+    assert not evaluate_step(config, planned)
+    store.remove(EMPTY)
+    with pytest.raises(WiselineError, match="run `--step evaluate` first"):
+        publish_step(config, planned)
+    with pytest.raises(WiselineError, match="run `--step merge` first"):  # so it is asked for what it evaluates
+        evaluate_step(config, planned)
+
+
 def publish_as(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
-    empty = ObjectRef(path="banks/none.parquet", sha256=store.put("banks/none.parquet", b""))
-    release = Release(
+    return publish(store, release_of(made_by, store, fingerprint=fingerprint))
+
+
+def release_of(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
+    empty = ObjectRef(path=EMPTY, sha256=store.put(EMPTY, b""))
+    return Release(
         number=1, parent=None, round_id=made_by, log_version=1, model_fingerprint=fingerprint, layer=0, memories=(),
         router=empty, bank=empty, edits=1,
     )  # fmt: skip
-    return publish(store, release)
