@@ -1,6 +1,7 @@
 """A round in which nothing changed ends before Ray is started."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from pipeline.errors import GateFailed, WiselineError
 from pipeline.evaluation.gate import keep_verdict
 from pipeline.models.base_model import identify
 from pipeline.round_diary import Event
-from pipeline.rounds import evaluate_step, plan_step, publish_step, run_round
+from pipeline.rounds import evaluate_step, plan_step, publish_step, run_round, train_step
 from pipeline.storage.batches import Batch
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
-from pipeline.storage.releases import ObjectRef, Release, publish
+from pipeline.storage.releases import LivePart, ObjectRef, Release, head, publish
 from pipeline.training.round_records import keep_candidate
 from tests.tiny_world import save_model
 
@@ -85,6 +86,28 @@ def test_a_candidate_whose_objects_are_gone_is_evaluated_again(config: Config) -
         publish_step(config, planned)
     with pytest.raises(WiselineError, match="run `--step merge` first"):  # so it is asked for what it evaluates
         evaluate_step(config, planned)
+
+
+def test_a_live_release_of_the_same_round_leaves_its_steps_to_do(config: Config) -> None:
+    """An edit was posted and retracted, so the round plans what it once published; meanwhile live edits go on."""
+    store, of_model, made_by = open_store(config.store), identify(config.model).fingerprint, round_id(config)
+
+    def publish_next(**more: Any) -> Release:
+        standing = head(store)
+        parent = {"parent": standing.number if standing else None}
+        return publish(store, release_of(made_by, store, fingerprint=of_model).model_copy(update=parent | more))
+
+    live = LivePart(memories=0, fitted_on=1)
+    publish_next()
+    publish_next(live=live)
+    assert plan_step(config)[::2] == (made_by, None)
+    publish_next(live=live)
+    with pytest.raises(Started):
+        train_step(config, made_by, None)
+    carried = publish_next(live=live, scores={"reliability": 1.0})  # the round's, with live edits taken along
+    publish_next(live=live)
+    assert train_step(config, made_by, None) == []
+    assert publish_step(config, made_by).release == carried
 
 
 def publish_as(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
