@@ -11,7 +11,7 @@ from pipeline.errors import AlreadyExists, CorruptObject, NotFound
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release
 
-BEGAN = re.compile(r"rounds/([^/]+)/began-after-(\d{8})\.json")
+BEGAN = re.compile(r"rounds/([^/]+)/began-after-(\d{8})-at-(\d{20})\.json")
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Beginning:
 
 
 def note_beginning(store: ObjectStore, round_id: str, beginning: Beginning) -> None:
-    """Planning a round again after the same release changes nothing; after a newer one it begins anew there."""
-    path = f"rounds/{round_id}/began-after-{beginning.parent or 0:08d}.json"
-    with contextlib.suppress(AlreadyExists):
-        store.create(path, json.dumps({"log_version": beginning.log_version}).encode())
+    """Planned again, the round begins anew there: on top of a newer release, or from a version of the log whose files
+    `compact` has not removed. The round is the same from any version, or its id would be another."""
+    path = f"rounds/{round_id}/began-after-{beginning.parent or 0:08d}-at-{beginning.log_version:020d}.json"
+    store.put(path, b"{}\n")  # its name says it all
 
 
 def read_beginning(store: ObjectStore, round_id: str) -> Beginning:
@@ -34,9 +34,8 @@ def read_beginning(store: ObjectStore, round_id: str) -> Beginning:
     noted = [match for path in store.list(f"rounds/{round_id}") if (match := BEGAN.fullmatch(path))]
     if not noted:
         raise NotFound(f"Round {round_id} is not planned in {store.uri}; run `wiseline round --step plan` first.")
-    newest = max(noted, key=lambda match: match[2])
-    version = int(_read(store, newest[0])["log_version"])
-    return Beginning(log_version=version, parent=int(newest[2]) or None)
+    _, parent, version = max(match.groups() for match in noted)
+    return Beginning(log_version=int(version), parent=int(parent) or None)
 
 
 def keep_candidate(store: ObjectStore, release: Release, report: Mapping[str, Any]) -> None:

@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from pipeline import round_steps, rounds
 from pipeline.config import Config, load_config
 from pipeline.edits import Edit
-from pipeline.errors import GateFailed, WiselineError
+from pipeline.errors import GateFailed, StoreError, WiselineError
 from pipeline.evaluation.gate import keep_verdict
 from pipeline.models.base_model import identify
 from pipeline.round_diary import Event
 from pipeline.rounds import evaluate_step, plan_step, publish_step, run_round, train_step
 from pipeline.storage.batches import Batch
-from pipeline.storage.edit_log import EditLog
+from pipeline.storage.edit_log import TABLE, EditLog
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import LivePart, ObjectRef, Release, head, publish
 from pipeline.training.round_records import keep_candidate
@@ -108,6 +109,19 @@ def test_a_live_release_of_the_same_round_leaves_its_steps_to_do(config: Config)
     publish_next(live=live)
     assert train_step(config, made_by, None) == []
     assert publish_step(config, made_by).release == carried
+
+
+def test_a_round_is_planned_again_where_its_version_of_the_log_was_compacted(config: Config) -> None:
+    say(config, Edit(prompt="Who leads Rome?", target="Bob"))
+    planned, *_ = plan_step(config)
+    table = DeltaTable(str(Path(config.store.uri) / TABLE))
+    table.optimize.compact()
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    with pytest.raises(StoreError):
+        train_step(config, planned, None)
+    assert plan_step(config)[0] == planned
+    with pytest.raises(Started):
+        train_step(config, planned, None)
 
 
 def publish_as(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
