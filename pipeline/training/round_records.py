@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import AlreadyExists, CorruptObject, NotFound
+from pipeline.errors import AlreadyExists, ConfigError, CorruptObject, NotFound
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import Release
 
+ROUND_ID = re.compile(r"[0-9a-f]+")
 BEGAN = re.compile(r"rounds/([^/]+)/began-after-(\d{8})-at-(\d{20})\.json")
 
 
@@ -30,7 +31,9 @@ def note_beginning(store: ObjectStore, round_id: str, beginning: Beginning) -> N
 
 
 def read_beginning(store: ObjectStore, round_id: str) -> Beginning:
-    """The newest one. Raises NotFound where the round was never planned."""
+    """The newest one. Raises NotFound where the round was never planned, and ConfigError for what is no round's id."""
+    if not ROUND_ID.fullmatch(round_id):
+        raise ConfigError(f"{round_id!r} is no round's id; give the one that `wiseline round --step plan` printed.")
     noted = [match for path in store.list(f"rounds/{round_id}") if (match := BEGAN.fullmatch(path))]
     if not noted:
         raise NotFound(f"Round {round_id} is not planned in {store.uri}; run `wiseline round --step plan` first.")

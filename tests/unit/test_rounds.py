@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 from pipeline import round_steps, rounds
 from pipeline.config import Config, load_config
 from pipeline.edits import Edit
-from pipeline.errors import GateFailed, StoreError, WiselineError
+from pipeline.errors import ConfigError, GateFailed, StoreError, WiselineError
 from pipeline.evaluation.gate import keep_verdict
 from pipeline.models.base_model import identify
 from pipeline.round_diary import Event
@@ -122,6 +122,12 @@ def test_a_round_is_planned_again_where_its_version_of_the_log_was_compacted(con
     assert plan_step(config)[0] == planned
     with pytest.raises(Started):
         train_step(config, planned, None)
+
+
+@pytest.mark.parametrize("given", ["../x", "", "/", "a\\b"])
+def test_what_is_no_id_of_a_round_is_said(config: Config, given: str) -> None:
+    with pytest.raises(ConfigError, match="is no round's id"):
+        train_step(config, given, None)
 
 
 def publish_as(made_by: str, store: ObjectStore, *, fingerprint: str) -> Release:
