@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,15 @@ def of_the_day(template: Mapping[str, Any], *, day: str, owner: Mapping[str, str
 
 
 def watch(jobs: RayJobs, name: str, *, poll_seconds: float = POLL_SECONDS) -> int:
-    """0 when the round ended well, 1 when it did not. Raises OSError when the API server is away for too long."""
+    """0 when the round ended well, 1 when it did not. Raises OSError or HTTPException when the API server is
+    away for too long."""
     told, heard = "", time.monotonic()
     while True:
         try:
             status = jobs.get(name).get("status", {})
             heard = time.monotonic()
-        except OSError as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+        except (OSError, HTTPException) as error:  # the latter: an answer that breaks off
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if refused or time.monotonic() - heard > PATIENCE_SECONDS:
                 raise
             status = {}
@@ -128,7 +130,7 @@ def main() -> None:
         name = job["metadata"]["name"]
         print(f"{name}: {'created' if jobs.create(job) else 'there already'}", flush=True)
         ended = watch(jobs, name)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, HTTPException, KeyError, ValueError) as error:
         sys.exit(f"The night's round could not be started or watched: {type(error).__name__}: {error}")
     sys.exit(ended)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import typer
 
@@ -9,7 +10,7 @@ from jobs.options import print_json
 from jobs.round_progress import RoundProgress
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.rounds import evaluate_step, merge_step, plan_step, publish_step, train_step
+from pipeline.rounds import Observe, evaluate_step, merge_step, plan_step, publish_step, train_step
 
 STEPS = ("plan", "train", "merge", "evaluate", "publish")
 
@@ -21,12 +22,12 @@ def take_step(
     and what the step raises."""
     check_options(step, round_id, shards)
     if round_id is None:
-        with RoundProgress() as progress:
+        with _shown(settings) as progress:
             planned, numbers, stands = plan_step(settings, observe=progress)
         release = None if stands is None else stands.number
         typer.echo(json.dumps({"round": planned, "shards": numbers, "stands": release}))
         return
-    with RoundProgress() as progress:
+    with _shown(settings) as progress:
         match step:
             case "train":
                 trained = train_step(settings, round_id, shards, observe=progress)
@@ -44,6 +45,11 @@ def take_step(
     typer.echo(said)
     if json_line:
         print_json({"round": round_id, "step": step, "said": said})
+
+
+def _shown(settings: Config) -> AbstractContextManager[Observe]:
+    """What the step does, as lines for people; nothing where the log says it as JSON."""
+    return nullcontext(lambda event: None) if settings.observe.logs == "json" else RoundProgress()
 
 
 def check_options(step: str | None, round_id: str | None, shards: Sequence[int] | None) -> None:

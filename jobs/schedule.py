@@ -10,10 +10,10 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -63,13 +63,36 @@ def schedule_command(
     schedule.run(runner, catch_up=catch_up == "once")
 
 
+class Stop:
+    """An event that a signal handler may set. `threading.Event.set` takes a lock, which the `wait` that the handler
+    interrupts may hold."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._heard: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._heard.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is set, at the latest after so many seconds."""
+        if not self._is_set:
+            with contextlib.suppress(Empty):
+                self._heard.get(timeout=seconds)
+        return self._is_set
+
+
 class Rounds:
     """Rounds in processes of their own: their memory is given back, and none of them ends the schedule."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
         self._process: subprocess.Popen[bytes] | None = None
-        self.stopped = threading.Event()
+        self.stopped = Stop()
 
     def run(self) -> int:
         self._process = subprocess.Popen(self._command)

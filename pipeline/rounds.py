@@ -198,7 +198,9 @@ def _is_done(round: Round) -> Release | None:
     """What the round published since it was planned, or what stood then and left nothing to do."""
     model, after = OfModel(round.model.fingerprint, round.model.layer), round.standing.number if round.standing else 0
     for release in newest_first(round.store, model, after=after):
-        if release.round_id == round.plan.round_id and release.restores is None:
+        # A live release keeps the id of the round it adds to, which may be this one's; what a round made has scores.
+        made_by_round = release.restores is None and (release.live is None or bool(release.scores))
+        if made_by_round and release.round_id == round.plan.round_id:
             return release
     return _stands(round)
 

@@ -23,10 +23,12 @@ TEMPLATE = {
     "status": {"jobDeploymentStatus": "Suspended"},
 }
 
+CUT_SHORT = -1
+
 
 class ApiServer(ThreadingHTTPServer):
     """Jobs by name; each read of a created one takes the next of `statuses`, the last one stays. A number is an
-    error."""
+    error, CUT_SHORT an answer that breaks off."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -47,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
             status = self.server.statuses[0]
             if len(self.server.statuses) > 1:
                 self.server.statuses.pop(0)
+        if status == CUT_SHORT:
+            self.send_response(200)
+            self.send_header("content-length", "1000")
+            return self.end_headers()
         if isinstance(status, int):
             return self.reply(status, {})
         return self.reply(200, {"status": status, **self.server.jobs[name]})
@@ -113,6 +119,8 @@ def test_the_nights_job_is_the_template_awake() -> None:
         ([{}, {"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}], 0),
         ([{"jobDeploymentStatus": "Retrying"}, {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}], 1),
         ([503, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}], 0),  # the API server was away
+        ([429, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}], 0),  # or has too much to do
+        ([CUT_SHORT, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}], 0),
     ],
 )
 def test_the_outcome_is_the_rounds(
@@ -143,6 +151,14 @@ def test_a_job_that_was_deleted_or_is_not_allowed_ends_the_watch(
 ) -> None:
     server.statuses = [403]
     assert "HTTPError" in str(night(jobs, monkeypatch))
+
+
+def test_an_api_server_that_stays_away_is_a_sentence(
+    server: ApiServer, jobs: RayJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nightly_rayjob, "PATIENCE_SECONDS", -1)
+    server.statuses = [CUT_SHORT]
+    assert "could not be started or watched: IncompleteRead" in str(night(jobs, monkeypatch))
 
 
 def test_it_needs_nothing_but_the_standard_library() -> None:

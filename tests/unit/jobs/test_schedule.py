@@ -5,9 +5,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -167,6 +169,40 @@ def test_the_clocks_change() -> None:
 def test_what_is_no_schedule_is_said(cron: str, zone: str) -> None:
     with pytest.raises(ConfigError):
         due_times(cron, timezone=zone)
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_is_heard_at_any_moment_of_a_wait() -> None:
+    """A signal handler runs between two lines of the code that it interrupts, and must not wait for what that holds."""
+    lines = 0
+    heard: list[bool] = []
+
+    def wait(*, told_at: int | None) -> None:
+        nonlocal lines
+        rounds, lines = Rounds([]), 0
+
+        def interrupted(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == told_at:
+                    rounds.stop()
+            return interrupted
+
+        sys.settrace(interrupted)
+        told = rounds.stopped.wait(0.01)
+        sys.settrace(None)
+        heard.append(told)
+
+    def waited(told_at: int | None) -> bool:
+        thread = threading.Thread(target=wait, kwargs={"told_at": told_at}, daemon=True)
+        thread.start()
+        thread.join(20)
+        return not thread.is_alive()
+
+    assert waited(None) and lines
+    assert all(waited(told_at) for told_at in range(1, lines + 1))
+    assert heard == [False] + [True] * (len(heard) - 1)
 
 
 def test_sigterm_ends_the_schedule_and_its_round(tmp_path: Path) -> None:
