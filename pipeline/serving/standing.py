@@ -110,7 +110,7 @@ class Standing:
         record("wiseline_quarantined_rows", self._log.quarantined())
 
     def _look_at_rounds(self) -> None:
-        running, last = look_at_rounds(self._store)
+        running, last = look_at_rounds(self._store, self._of_model)
         record("wiseline_round_running", running is not None)
         record("wiseline_round_silent_seconds", _since(running.news if running else None))
         states = [shard.state for shard in running.shards] if running else []
