@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,11 +21,11 @@ from rich.text import Text
 from jobs.options import ConfigOption, JsonOption, SetOption, print_json
 from jobs.releases import note
 from jobs.serve import url_of
-from pipeline.config import Config, load_config
-from pipeline.errors import ConfigError, WiselineError
+from pipeline.config import Config, ModelSection, load_config
+from pipeline.errors import ConfigError, UnsupportedModel, WiselineError
 
 if TYPE_CHECKING:
-    from pipeline.storage.releases import Release
+    from pipeline.storage.releases import OfModel, Release
     from pipeline.training.round_state import Finished, Unfinished
 
 ENDPOINT_TIMEOUT_SECONDS = 2
@@ -80,12 +81,13 @@ def look(config: Config) -> Overview:
     from pipeline.training.waiting import decided, waiting
 
     store = open_store(config.store)
-    log, standing = EditLog(store), head(store)
+    model = _model(config.model)
+    log, standing = EditLog(store), head(store, model)
     version = log.version()
     newest = log.newest(version)
     bank = decode_bank(store.read(standing.bank.path, sha256=standing.bank.sha256)) if standing else ()
     waits = waiting(newest, bank, decided=decided(store, standing))
-    running, last = look_at_rounds(store)
+    running, last = look_at_rounds(store, model)
     url = url_of(config.serve, config.serve.port)
     return Overview(
         store=store.uri,
@@ -101,6 +103,21 @@ def look(config: Config) -> Overview:
         url=url,
         health=_health(url),
     )
+
+
+def _model(section: ModelSection) -> "OfModel | None":
+    """Whose release and rounds are shown: the config's model's. Those of all, where it is not a folder here: a look
+    fetches nothing."""
+    from pipeline.models.base_model import identify
+    from pipeline.storage.releases import OfModel
+
+    if not Path(section.path).is_dir():
+        return None
+    try:
+        model = identify(section)
+    except UnsupportedModel:
+        return None
+    return OfModel(model.fingerprint, model.layer)
 
 
 def screen(seen: Overview, *, now: datetime) -> RenderableType:

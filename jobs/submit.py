@@ -24,6 +24,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 # Of the working folder; what .gitignore names stays out by itself.
 LEFT_OUT = [".git", ".venv", ".wiseline"]
 POLL_SECONDS = 1.0
+TAKEN = "already exists"  # what Ray says of an id
 STARTING_SECONDS = 120.0
 
 
@@ -52,7 +53,7 @@ def submit_command(
 
     Options of submit come before the command, the command's own behind it:
     wiseline submit --address http://head:8265 round --set round.min_locality=0.95
-    A store has one round a day (in UTC): the second is refused.
+    A store has one round a day (in UTC): submitted again, it is followed, or tried again where it failed.
     """
     if not working_dir.is_dir():
         raise ConfigError(f"There is no folder {working_dir} to send along; name another --working-dir.")
@@ -67,28 +68,45 @@ def submit_command(
     client = connect(address)
     name = submission_id(command, settings, now=datetime.now(UTC), again=again)
     with said_plainly(f"{command} could not be submitted"):
-        submit(
+        name, new = (submit_once_a_day if command == "round" and not again else submit)(
             client,
+            name,
             entrypoint=entrypoint,
-            submission_id=name,
             runtime_env={"working_dir": ".", "excludes": LEFT_OUT},
             metadata={"wiseline": command, "store": settings.store.uri, "submitted_by": os.environ.get("USER", "")},
             entrypoint_num_cpus=cpus,
             entrypoint_num_gpus=gpus,
             entrypoint_memory=int(memory_gib * 2**30),
         )
-    typer.echo(f"Submitted as {name}", err=True)
+    said = "Submitted as {}" if new else "This store has its round of today as {}; --again runs another."
+    typer.echo(said.format(name), err=True)
     if wait:
         raise typer.Exit(follow(client, name))
 
 
-def submit(client: "JobSubmissionClient", **job: Any) -> None:
+def submit_once_a_day(client: "JobSubmissionClient", name: str, **job: Any) -> tuple[str, bool]:
+    """The id of the day's job, and whether it is new: it is not where one runs or has succeeded. After one that failed
+    or was stopped comes another, `name`-2 and so on."""
+    attempt, tried = 1, name
+    while True:
+        try:
+            return submit(client, tried, **job)
+        except RuntimeError as error:
+            if TAKEN not in str(error):
+                raise
+        if client.get_job_info(tried).status.value not in ("FAILED", "STOPPED"):
+            return tried, False
+        attempt += 1
+        tried = f"{name}-{attempt}"
+
+
+def submit(client: "JobSubmissionClient", name: str, **job: Any) -> tuple[str, bool]:
     """A head that has just started has its job server before it has an agent to run jobs: that is waited for."""
     ends = time.monotonic() + STARTING_SECONDS
     while True:
         try:
-            client.submit_job(**job)
-            return
+            client.submit_job(submission_id=name, **job)
+            return name, True
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > ends:
                 raise
@@ -96,8 +114,8 @@ def submit(client: "JobSubmissionClient", **job: Any) -> None:
 
 
 def submission_id(command: str, config: Config, *, now: datetime, again: bool) -> str:
-    """Ray takes an id once. A round's is the day's and the store's, so a second scheduler or host of the same night is
-    refused by the cluster itself. Other commands may run as often as once a second."""
+    """Ray takes an id once. A round's is the day's and the store's, so a second scheduler or host of the same night
+    gets the first one's job. Other commands may run as often as once a second."""
     store = hashlib.sha256(f"{config.store.s3_endpoint_url} {config.store.uri}".encode()).hexdigest()[:8]
     moment = f"{now:%Y-%m-%d}" if command == "round" and not again else f"{now:%Y-%m-%d-%H%M%S}"
     return f"wiseline-{command}-{store}-{moment}"
@@ -165,11 +183,8 @@ def said_plainly(what: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    if "already exists" in text:
-        return (
-            "this store had its round today; `ray job list` says how it went, and --again runs another "
-            "(what is finished is not trained twice)."
-        )
+    if TAKEN in text:
+        return "one was submitted within the same second; submit it again."
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or ["no reason given"])[-1][:500]
 

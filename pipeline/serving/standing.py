@@ -11,6 +11,7 @@ from typing import get_args
 
 import pyarrow.compute as pc
 
+from pipeline.errors import CorruptObject, NewerSchema, NotFound, StoreError
 from pipeline.logs import logger
 from pipeline.metrics import METRICS, record
 from pipeline.serving.answers import number
@@ -24,6 +25,7 @@ from pipeline.training.waiting import decided, waiting
 log = logger(__name__)
 
 LOOK_SECONDS = 10.0  # as often as Ray hands metrics on
+DAMAGE = (CorruptObject, NewerSchema, NotFound)  # the store answers, but not with what it should
 SHARD_STATES: tuple[ShardState, ...] = get_args(ShardState)
 
 
@@ -48,13 +50,19 @@ class Standing:
         threading.Thread(target=self._run, name="wiseline-standing", daemon=True).start()
 
     def look(self) -> None:
-        """Records every gauge of the table that a replica reports. Raises what the store raises."""
+        """Records every gauge of the table that a replica reports. Raises what the store raises; where something in it
+        is damaged, after all that is not."""
         record("wiseline_queued_prompts", self._engine.queued)
         record("wiseline_running_answers", self._engine.running)
         record("wiseline_release", number(self._engine.release))
-        self._look_at_releases()
-        self._look_at_log()
-        self._look_at_rounds()
+        damage: StoreError | None = None
+        for part in (self._look_at_releases, self._look_at_log, self._look_at_rounds):
+            try:
+                part()
+            except DAMAGE as error:
+                damage = damage or error
+        if damage is not None:
+            raise damage
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -70,12 +78,17 @@ class Standing:
             pause.wait(LOOK_SECONDS)
 
     def _look_at_releases(self) -> None:
-        last = max(release_numbers(self._store), default=0)
+        """A head that cannot be read is the newest release all the same: replicas are behind it."""
+        numbers = release_numbers(self._store)
+        last = max(numbers, default=0)
         if last != self._last:
-            standing = head(self._store, self._of_model)
-            if standing is not None:
-                self._head = standing.number, self._store.modified(release_path(standing.number))
-            self._last = last
+            try:
+                standing = head(self._store, self._of_model)
+                newest, self._last = standing.number if standing else 0, last
+            except DAMAGE:
+                newest = max(set(numbers) - self._of_model.others)
+            if newest:
+                self._head = newest, self._store.modified(release_path(newest))
         record("wiseline_head_release", self._head[0])
         if self._head[0]:
             record("wiseline_release_age_seconds", _since(self._head[1]))
@@ -97,7 +110,7 @@ class Standing:
         record("wiseline_quarantined_rows", self._log.quarantined())
 
     def _look_at_rounds(self) -> None:
-        running, last = look_at_rounds(self._store)
+        running, last = look_at_rounds(self._store, self._of_model)
         record("wiseline_round_running", running is not None)
         record("wiseline_round_silent_seconds", _since(running.news if running else None))
         states = [shard.state for shard in running.shards] if running else []

@@ -87,6 +87,7 @@ class OfModel:
     fingerprint: str
     layer: int
     others: set[int] = field(default_factory=set, compare=False, repr=False)
+    rounds: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)  # path -> is it its
 
     def has(self, release: Release) -> bool:
         return (release.model_fingerprint, release.layer) == (self.fingerprint, self.layer)

@@ -47,6 +47,8 @@ class MemoryPlan:
 @dataclass(frozen=True)
 class Plan:
     round_id: str
+    fingerprint: str  # of the base model
+    layer: int
     log_version: int
     encoder: str  # fingerprint of the sentence encoder the router is to read with; empty without one
     memories: tuple[MemoryPlan, ...]
@@ -87,6 +89,8 @@ def plan_round(
         round_id=_digest(
             [*basis, RELEASE_VERSION, encoder, settings, [[memory.digest, sorted(memory.live)] for memory in memories]]
         ),
+        fingerprint=fingerprint,
+        layer=layer,
         log_version=log_version,
         encoder=encoder,
         memories=memories,

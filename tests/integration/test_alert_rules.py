@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.monitoring import ALERTS, RULES
 
@@ -42,4 +43,6 @@ def test_alerts_fire_when_they_should_and_not_before(promtool: str, tmp_path: Pa
     (tmp_path / "cases.yaml").write_text(CASES.read_text())
     ended = run(promtool, "test", "rules", "cases.yaml", folder=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert {alert["alert"] for alert in ALERTS} <= set(CASES.read_text().split())
+    asked = [one for case in yaml.safe_load(CASES.read_text())["tests"] for one in case["alert_rule_test"]]
+    fires, not_yet = ({one["alertname"] for one in asked if bool(one["exp_alerts"]) is yes} for yes in (True, False))
+    assert fires == not_yet == {alert["alert"] for alert in ALERTS}

@@ -3,13 +3,18 @@
 import io
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from jobs.status import Overview, screen, to_do
+from jobs.status import Overview, look, screen, to_do
+from pipeline.config import load_config
+from pipeline.models.base_model import load_base_model
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import ObjectRef, Release
 from pipeline.training.round_state import Finished, ShardSeen, Unfinished
+from tests.tiny_world import publish_release, save_model
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 THING = ObjectRef(path="banks/0.parquet", sha256="0" * 64)
@@ -109,3 +114,15 @@ def test_it_says_what_was_seen() -> None:
 )
 def test_what_there_is_to_do(seen: Overview, expected: str) -> None:
     assert to_do(seen, NOW).startswith(expected)
+
+
+def test_the_configured_models_release_and_rounds_are_looked_at(tmp_path: Path) -> None:
+    mine, other = (save_model(tmp_path / name, seed=seed) for name, seed in (("mine", 1), ("other", 2)))
+    store = ObjectStore(str(tmp_path / "store"))
+    for path in (mine, other):
+        publish_release(
+            store, load_base_model(load_config(overrides=[f"model.path={path}"]).model), prompts=["A"], seed=1
+        )
+    for path, number in ((mine, 1), (other, 2), (tmp_path / "not-here", 2)):
+        seen = look(load_config(overrides=[f"model.path={path}", f"store.uri={tmp_path / 'store'}"]))
+        assert seen.head is not None and seen.head.number == number

@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.edits import Edit
+from pipeline.errors import CorruptObject
 from pipeline.metrics import METRICS
 from pipeline.serving import standing
 from pipeline.serving.standing import Standing
 from pipeline.storage.batches import Batch, Rejection
 from pipeline.storage.edit_log import EditLog
+from pipeline.storage.releases import release_path
 from tests.tiny_world import publish_release
 
 EDITS = tuple(Edit(prompt=f"Who leads company {name}?", target="Ada") for name in "abc")
@@ -58,6 +61,43 @@ def test_the_story_of_a_store(start: Callable[..., Any], told: dict[str, Any]) -
     log.retract([EDITS[0].slot_id])
     look()
     assert (told["edits_living"], told["edits_waiting"], told["log_entries"]) == (2, 2, 4)
+
+
+def test_a_damaged_head_is_ahead_of_the_replica_and_hides_nothing_else(
+    start: Callable[..., Any], told: dict[str, Any]
+) -> None:
+    endpoint = start()
+    publish(endpoint)
+    endpoint.follower.follow()
+    look = Standing(endpoint.store, endpoint.engine).look
+    look()
+    publish(endpoint)
+    manifest = Path(endpoint.store.uri) / release_path(2)
+    whole = manifest.read_bytes()
+    manifest.chmod(0o644)
+    manifest.write_bytes(b"{")
+    EditLog(endpoint.store).append(Batch(source="more.jsonl", edits=((0, EDITS[2]),)))
+    look()
+    assert (told["head_release"], told["release"], told["edits_living"]) == (2, 1, 1)
+
+    manifest.write_bytes(whole)
+    look()
+    assert told["head_release"] == 2
+
+
+def test_one_part_that_is_damaged_does_not_hide_the_next(
+    start: Callable[..., Any], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = start()
+    look = Standing(endpoint.store, endpoint.engine).look
+
+    def damaged(log: EditLog) -> int:
+        raise CorruptObject("quarantine is damaged")
+
+    monkeypatch.setattr(EditLog, "quarantined", damaged)
+    with pytest.raises(CorruptObject, match="quarantine is damaged"):
+        look()
+    assert told["round_running"] is False
 
 
 def publish(endpoint: Any) -> None:

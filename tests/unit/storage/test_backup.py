@@ -2,9 +2,11 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from pipeline.edits import Edit
 from pipeline.storage.edit_log import EditLog
@@ -16,8 +18,8 @@ PAGE = Path(__file__).parents[3] / "docs/operations.md"
 BACK_UP, RESTORE = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)[:2]
 
 
-def shell(script: str, **variables: Path) -> None:
-    environment = {"PATH": "/usr/bin:/bin", **{name: str(path) for name, path in variables.items()}}
+def shell(script: str, *, programs: str = "", **variables: Path) -> None:
+    environment = {"PATH": f"{programs}/usr/bin:/bin", **{name: str(path) for name, path in variables.items()}}
     subprocess.run(["bash", "-ec", script], env=environment, check=True)
 
 
@@ -76,3 +78,26 @@ def test_what_is_said_between_two_passes_does_not_break_the_copy(tmp_path: Path,
     ]
     assert len(log.history()) >= newest.number
     assert say(restored, newest.number + 1).parent == newest.number
+
+
+def test_a_checkpoint_that_is_written_while_the_log_is_copied_does_not_break_the_copy(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name.lower() for name in ("STORE", "BACKUP")}
+    for folder in folders.values():
+        folder.mkdir()
+    store = ObjectStore(str(folders["STORE"]))
+    table = folders["STORE"] / "edits"
+    say(store, 1)
+    DeltaTable(table).create_checkpoint()
+    say(store, 2)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    checkpoint = f"from deltalake import DeltaTable; DeltaTable('{table}').create_checkpoint()"
+    (programs / "cp").write_text(f"""#!/bin/bash
+case "$*" in *_delta_log*) {sys.executable} -c "{checkpoint}" ;; esac
+exec /bin/cp "$@"
+""")  # what `find` saw is copied by a `cp` that begins later
+    (programs / "cp").chmod(0o755)
+    shell(BACK_UP, programs=f"{programs}:", **folders)
+
+    assert len(list((table / "_delta_log").glob("*.checkpoint.parquet"))) == 2  # one more than `find` saw
+    assert [entry.edit for entry in EditLog(ObjectStore(str(folders["BACKUP"]))).history()] == [edit(1), edit(2)]

@@ -9,11 +9,13 @@ import pytest
 
 from pipeline.errors import CorruptObject
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.releases import ObjectRef, Release, publish, rollback
+from pipeline.storage.releases import ObjectRef, OfModel, Release, publish, rollback
 from pipeline.training.planning import Plan
 from pipeline.training.round_state import look_at_rounds, write_plan
 from pipeline.training.shard_files import FILES, shard_path
 from tests.unit.training.test_planning import CAPACITY, Edit, plan
+
+MINE, OTHER = OfModel("f", 1), OfModel("g", 1)  # plans of test_planning are of the first
 
 
 @pytest.fixture
@@ -30,15 +32,19 @@ def at(store: ObjectStore, path: str, *, seconds_ago: float) -> None:
     os.utime(Path(store.uri) / path, (moment, moment))
 
 
-def report(store: ObjectStore, round_id: str, *, stamp: str = "20261121T020000000000") -> str:
-    store.put(f"rounds/{round_id}/{stamp}/report.json", b"{}")
+def report(
+    store: ObjectStore, round_id: str, *, stamp: str = "20261121T020000000000", model: OfModel | None = None
+) -> str:
+    of = {"model": {"fingerprint": model.fingerprint, "layer": model.layer}} if model else {}
+    store.put(f"rounds/{round_id}/{stamp}/report.json", json.dumps(of).encode())
     store.put(f"rounds/{round_id}/{stamp}/report.html", b"")
     return f"rounds/{round_id}/{stamp}/report.json"
 
 
-def release(store: ObjectStore, number: int, round_id: str) -> None:
+def release(store: ObjectStore, number: int, round_id: str, *, model: OfModel | None = None) -> None:
     there = ObjectRef(path="there", sha256=store.put("there", b""))
-    parts = {"memories": (there,), "router": there, "bank": there, "model_fingerprint": "f", "layer": 1, "edits": 1}
+    of = {"model_fingerprint": model.fingerprint if model else "f", "layer": 1}
+    parts = {"memories": (there,), "router": there, "bank": there, "edits": 1, **of}
     publish(store, Release(number=number, parent=number - 1 or None, round_id=round_id, log_version=1, **parts))
 
 
@@ -117,6 +123,45 @@ def test_a_round_that_was_killed_between_release_and_report_does_not_run(store: 
     assert look_at_rounds(store)[0] is None
     rollback(store, 1)
     assert look_at_rounds(store)[0] is None
+
+
+def test_a_miss_is_its_own_models(store: ObjectStore) -> None:
+    report(store, "mine", stamp="20261121T020000000000", model=MINE)
+    store.put("rounds/mine/missed.json", b"{}")
+    report(store, "other", stamp="20261121T030000000000", model=OTHER)
+    for model, round_id, missed in ((MINE, "mine", True), (OTHER, "other", False), (None, "other", False)):
+        for _ in range(2):  # what is known of a report is remembered
+            last = look_at_rounds(store, model)[1]
+            assert last is not None and (last.round_id, last.missed) == (round_id, missed)
+    report(store, "old", stamp="20261121T040000000000")  # does not say whose it is
+    last = look_at_rounds(store, MINE)[1]
+    assert last is not None and last.round_id == "old"
+
+
+def test_another_models_round_that_ended_or_runs_does_not_hide_mine(store: ObjectStore) -> None:
+    planned = a_plan(2)
+    write_plan(store, planned)
+    at(store, f"rounds/{planned.round_id}/plan.json", seconds_ago=7200)
+    at(store, report(store, "other", model=OTHER), seconds_ago=3600)
+    running, last = look_at_rounds(store, MINE)
+    assert running is not None and running.round_id == planned.round_id and last is None
+    running, last = look_at_rounds(store, OTHER)
+    assert running is None and last is not None
+    store.put("rounds/another/plan.json", b'{"model": {"fingerprint": "g", "layer": 1}, "memories": []}')
+    running, _ = look_at_rounds(store, MINE)
+    assert running is not None and running.round_id == planned.round_id
+    running, _ = look_at_rounds(store, OTHER)
+    assert running is not None and running.round_id == "another"
+
+
+def test_a_round_that_was_killed_after_its_release_does_not_run_under_another_models_release(
+    store: ObjectStore,
+) -> None:
+    planned = a_plan(2)
+    write_plan(store, planned)
+    release(store, 1, planned.round_id)
+    release(store, 2, "other", model=OTHER)
+    assert look_at_rounds(store, MINE)[0] is None
 
 
 @pytest.mark.parametrize("damaged", [b"{", b"[]", json.dumps({"memories": [{"shards": [{}]}]}).encode()])
