@@ -13,7 +13,10 @@ FIELDS = 5  # minute, hour, day, month, weekday: what crontab and Kubernetes tak
 
 @dataclass(frozen=True)
 class DueTimes:
-    """All in UTC. A time that the clocks skip is due when they have jumped; one that they show twice is due twice."""
+    """All in UTC. A time that the clocks skip is due when they have jumped; one that they show twice is due twice.
+
+    Where clocks change by half an hour (Lord Howe Island alone), croniter 7 may leave out a time of that hour.
+    """
 
     cron: str
     zone: ZoneInfo
@@ -26,8 +29,11 @@ class DueTimes:
     def until(self, moment: datetime) -> datetime:
         """The last due time that is not later than `moment`."""
         later = moment.astimezone(self.zone) + timedelta(microseconds=1)
-        found: datetime = croniter(self.cron, later).get_prev(datetime)
-        return found.astimezone(UTC)
+        found: datetime = croniter(self.cron, later).get_prev(datetime).astimezone(UTC)
+        # Of a time that the clocks show twice croniter finds the first from here.
+        while (next_one := self.after(found)) <= moment:
+            found = next_one
+        return found
 
 
 def due_times(cron: str, *, timezone: str) -> DueTimes:
