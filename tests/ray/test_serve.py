@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,14 +121,25 @@ def test_logs_and_spans_name_the_request(served: Served) -> None:
     stream = served.ask(OTHER, max_tokens=5, stream=True, extra_headers={"x-request-id": "streamed"})
     assert list(stream)
     for name in ("mine", drawn, "streamed"):
-        [line] = [line for line in replica_log() if line.get("request_id") == name and "tokens" in line]
+        [line] = soon(lambda of=name: [one for one in replica_log() if one.get("request_id") == of and "tokens" in one])
         assert (line["tokens"], line["release"], line["levelname"]) == (5, served.health()["release"], "INFO")
         assert line["answered_by"] == "main" and line["seconds"] > 0
-    spans = [json.loads(line) for line in served.spans.read_text().splitlines()]
-    [request] = [one for one in spans if one["attributes"].get("request_id") == "mine"]
+
+    def spans() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in served.spans.read_text().splitlines() if line.endswith("}")]
+
+    [request] = soon(lambda: [one for one in spans() if one["attributes"].get("request_id") == "mine"])
     assert request["parent_id"].removeprefix("0x") in PARENT
-    [generation] = [one for one in spans if one["parent_id"] == request["context"]["span_id"]]
+    [generation] = soon(lambda: [one for one in spans() if one["parent_id"] == request["context"]["span_id"]])
     assert (generation["name"], generation["attributes"]["tokens"]) == ("generation", 5)
+
+
+def soon(look: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What there is to see. Lines and spans are written when an answer has ended, and the client may be quicker."""
+    until = time.monotonic() + 30
+    while not (seen := look()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return seen
 
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -137,7 +148,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def replica_log() -> list[dict[str, Any]]:
     folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path(), "serve")
     lines = [line for file in folder.glob(f"replica_{APP_NAME}_*.log") for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if line.endswith("}")]  # not what is being written
 
 
 class DamagingStore(ObjectStore):
