@@ -2,8 +2,8 @@
 
 One step looks at the log and at the head. Posted edits that the head does not hold are taught into a fresh memory, the
 router grows, they are asked, and what holds is published. When nothing waits, a router that grew much is fitted again.
-Nothing is kept that the store does not say: a step may be
-killed anywhere and taken again by another process. Warm state only saves time.
+Nothing is kept that the store does not say: a step may be killed anywhere and taken again by another process. Warm
+state only saves time.
 """
 
 from collections.abc import Sequence
