@@ -33,7 +33,16 @@ from ray import serve
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.known_answers import CONTENTS, DEMO, Question, publish_both, questions, right_answers
+from benchmarks.known_answers import (
+    CONTENTS,
+    DEMO,
+    EDITS,
+    Question,
+    demo_rows,
+    publish_both,
+    questions,
+    right_answers,
+)
 from jobs.serve import running_endpoint
 from pipeline.actors.cluster import connect
 from pipeline.config import Config, load_config
@@ -84,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         connect(config.resources)
         if not list_releases(open_store(config.store)):
             publish_both(config, folder)
-        asked = questions()
+        asked = questions(demo_rows()[:EDITS])
         right = right_answers(config, load_base_model(config.model), asked)
         told_apart = sum(first != second for first, second in zip(*right.values(), strict=True))
         print(f"{told_apart} of {len(asked)} questions tell the two contents apart", flush=True)
@@ -165,7 +174,9 @@ def sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.monotonic()))
 
 
-async def load(url: str, asked: Sequence[Question], happenings: threading.Thread) -> list[Outcome]:
+async def load(
+    url: str, asked: Sequence[Question], happenings: threading.Thread, *, clients: int = CLIENTS
+) -> list[Outcome]:
     """Every client asks one question after another for as long as something may happen."""
     outcomes: list[Outcome] = []
 
@@ -177,7 +188,7 @@ async def load(url: str, asked: Sequence[Question], happenings: threading.Thread
                 outcomes.append(await ask(api, asked, question, stream=draw.random() < 0.5))
 
     happenings.start()
-    await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+    await asyncio.gather(*(client(number) for number in range(clients)))
     return outcomes
 
 
@@ -254,8 +265,8 @@ def percentile(rising: Sequence[float], share: float) -> float:
     return rising[min(len(rising) - 1, int(share * len(rising)))]
 
 
-def table(figures: dict[str, Any]) -> Table:
-    rows = Table("", "", title="Swaps and kills under load")
+def table(figures: dict[str, Any], *, title: str = "Swaps and kills under load") -> Table:
+    rows = Table("", "", title=title)
     for name, figure in figures.items():
         values = figure if isinstance(figure, list) else [figure]
         rows.add_row(

@@ -47,7 +47,7 @@ class Question:
 
 
 def publish_both(config: Config, folder: Path) -> None:
-    rows = [json.loads(line) for line in (DEMO / "edits.jsonl").read_text("utf-8").splitlines()[:EDITS]]
+    rows = demo_rows()[:EDITS]
     for number, answer in enumerate(ANSWERS):
         file = folder / f"edits-{number}.jsonl"
         said = [{**row, "target_new": answer.format(target=row["target_new"])} for row in rows]
@@ -56,8 +56,11 @@ def publish_both(config: Config, folder: Path) -> None:
         run_round(config)
 
 
-def questions() -> list[Question]:
-    rows = [json.loads(line) for line in (DEMO / "edits.jsonl").read_text("utf-8").splitlines()[:EDITS]]
+def demo_rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DEMO / "edits.jsonl").read_text("utf-8").splitlines()]
+
+
+def questions(rows: Sequence[dict[str, Any]]) -> list[Question]:
     draw, filler = random.Random(0), Filler()
     texts = [filler.text(draw, sentences) for sentences in (1, 2, 4, 8, 16, 24)]
     asked = [*_asked([row["prompt"] for row in rows], chat=True), *_asked([row["prompt"] for row in rows], chat=False)]
@@ -77,10 +80,12 @@ def _asked(prompts: Sequence[str], *, chat: bool) -> Iterator[Question]:
         yield Question(chat, body | said)
 
 
-def right_answers(config: Config, base: BaseModel, asked: Sequence[Question]) -> dict[int, list[str]]:
-    """What each of the two releases answers, alone; by its number."""
+def right_answers(
+    config: Config, base: BaseModel, asked: Sequence[Question], *, releases: Sequence[int] = CONTENTS
+) -> dict[int, list[str]]:
+    """What each of these releases answers, alone; by its number. 0 is the base model."""
     store = open_store(config.store)
-    loaded = {number: load_release(store, read_release(store, number), base) for number in CONTENTS}
+    loaded = {number: load_release(store, read_release(store, number), base) if number else None for number in releases}
     requests = [_request(config, base, question) for question in asked]
     return {number: generate(base, release, requests, batch=1)[0] for number, release in loaded.items()}
 

@@ -1,9 +1,10 @@
 """Posted edits: how long from POST to the right answer on every replica: `python -m benchmarks.live_edits [--json]`.
 
 The demo model behind an endpoint of two replicas; facts that it knows are posted with other answers, one by one at a
-steady rate. Whenever a replica names another release, it is asked over HTTP what it did not answer rightly yet; so the
-asking costs little of the processor that the trainer needs. Then fewer edits are posted, and the trainer is killed
-(SIGKILL) in the middle.
+steady rate. Whenever a replica names another release, all are asked over HTTP what one of them did not answer rightly
+yet, the longest posted first, as far as anything of a request was ever answered rightly; so the asking costs little of
+the processor that the trainer needs. When all are posted, everything is asked. Then fewer edits are posted, and the
+trainer is killed (SIGKILL) in the middle.
 
     p95_seconds           from POST to the last replica's first right answer; also p50 and max
     after_kill_seconds    from the kill, or the POST where that came later, to the same; the slowest edit
@@ -24,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from pipeline.serving.release_headers import REPLICA_HEADER
 ROOT = Path(__file__).parents[1]
 PROMPTS_PER_QUESTION = 64  # in one request
 POSTS_AT_ONCE = 32
+TRIES = 3  # requests for each replica, until every one is reached
 LOOK_SECONDS = 0.25  # between two looks at which release is served
 PATIENCE = 300.0  # seconds after the last post; what is not answered then is lost
 
@@ -127,7 +130,7 @@ class Run:
 class Endpoint:
     def __init__(self, url: str, replicas: int) -> None:
         self._url, self._replicas = url, replicas
-        self._asked: dict[str, str] = {}  # replica → the release of which everything was asked
+        self._asked: dict[str, tuple[str, bool]] = {}  # replica → its release that was asked, and whether for all
 
     def measure(self, edits: Sequence[dict[str, Any]], *, rate: float, at_half: Any = None) -> Run:
         watched: list[Watched] = []
@@ -135,8 +138,8 @@ class Endpoint:
 
         def post(edit: dict[str, Any]) -> None:
             one = Watched(edit, time.monotonic())
+            watched.append(one)  # one that is refused counts as lost
             requests.post(f"{self._url}/v1/edits", json=edit, timeout=120).raise_for_status()
-            watched.append(one)
 
         def post_all() -> None:
             """At their times, though one before is still under way."""
@@ -160,34 +163,57 @@ class Endpoint:
                 deadline = time.monotonic() + PATIENCE
             if deadline is not None and all(len(one.right) == self._replicas for one in watched):
                 break
-            self._look(list(watched))
+            self._look(list(watched), everything=deadline is not None)
             time.sleep(LOOK_SECONDS)
         posting.join()
         return Run(watched, killed[0] if killed else None, self._replicas)
 
-    def _look(self, watched: Sequence[Watched]) -> None:
-        """Whichever replica it comes to; where that has another release than before, ask it what it owes."""
+    def _look(self, watched: Sequence[Watched], *, everything: bool) -> None:
+        """Whichever replica it comes to; where that has another release than before, ask all what any of them owes."""
         headers = requests.get(f"{self._url}/v1/models", timeout=120).headers
         replica, release = headers[REPLICA_HEADER], headers[RELEASE_HEADER]
-        if self._asked.get(replica) == release:
+        if self._asked.get(replica) == (release, everything):
             return
-        owed = [one for one in watched if replica not in one.right]
-        parts = [owed[start : start + PROMPTS_PER_QUESTION] for start in range(0, len(owed), PROMPTS_PER_QUESTION)]
-        current = [self._ask(part, of=(replica, release)) for part in parts]
-        if all(current):
-            self._asked[replica] = release
+        owed = sorted((one for one in watched if len(one.right) < self._replicas), key=lambda one: one.posted)
+        asked = {replica: release}
+        for start in range(0, len(owed), PROMPTS_PER_QUESTION):
+            part = owed[start : start + PROMPTS_PER_QUESTION]
+            answered = self._ask_all_replicas(part)
+            asked = dict(asked.items() & answered.items()) if start else answered
+            if not everything and not any(one.right for one in part):
+                break
+        self._asked |= {replica: (release, everything) for replica, release in asked.items()}
 
-    def _ask(self, part: Sequence[Watched], *, of: tuple[str, str]) -> bool:
-        """Whether it was this replica with this release that answered; another's answers count for that one."""
-        body = {"model": "wiseline", "prompt": [one.edit["prompt"] for one in part], "max_tokens": 24}
-        answer = requests.post(f"{self._url}/v1/completions", json=body, timeout=120)
-        if answer.status_code != 200:
-            return False
-        now, replica = time.monotonic(), answer.headers[REPLICA_HEADER]
-        for one, choice in zip(part, answer.json()["choices"], strict=True):
-            if choice["text"].strip() == one.edit["target"]:
-                one.right.setdefault(replica, now)
-        return (replica, answer.headers[RELEASE_HEADER]) == of
+    def _ask_all_replicas(self, part: Sequence[Watched]) -> dict[str, str]:
+        """The release of each that answered. Serve gives a request to the replica that has the least to do, and posts
+        that wait are to do too: so what one has begun to answer is left to wait until another one is asked."""
+        body = {"model": "wiseline", "prompt": [one.edit["prompt"] for one in part], "max_tokens": 24, "stream": True}
+        answers: dict[str, requests.Response] = {}
+        with ExitStack() as waiting:
+            for _ in range(TRIES * self._replicas):
+                answer = requests.post(f"{self._url}/v1/completions", json=body, timeout=120, stream=True)
+                waiting.enter_context(answer)
+                if answer.status_code == 200:
+                    answers.setdefault(answer.headers[REPLICA_HEADER], answer)
+                if len(answers) == self._replicas:
+                    break
+            for replica, answer in answers.items():
+                texts = said(answer)
+                now = time.monotonic()
+                for index, one in enumerate(part):
+                    if texts[index].strip() == one.edit["target"]:
+                        one.right.setdefault(replica, now)
+        return {replica: answer.headers[RELEASE_HEADER] for replica, answer in answers.items()}
+
+
+def said(answer: requests.Response) -> dict[int, str]:
+    """What a stream says, by prompt."""
+    texts: dict[int, str] = defaultdict(str)
+    for line in answer.iter_lines():
+        event = line.removeprefix(b"data: ")
+        for choice in json.loads(event).get("choices", ()) if event.startswith(b"{") else ():
+            texts[choice["index"]] += choice["text"]
+    return texts
 
 
 def kill_the_trainer() -> None:

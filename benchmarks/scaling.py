@@ -3,7 +3,8 @@
 Prints the tables of docs/scaling.md from the formulas below and the named constants of benchmarks/scaling_constants.py,
 each with the machine it was measured on, or marked as assumed. `--write` puts them into the document.
 
-    per edit, once     extraction: 2 FLOPs per weight of all layers, for every token of its W wordings
+    per edit, once     extraction: 2 FLOPs per weight of all layers, for every token of its W wordings that is not in a
+                       shared prefix; the prefixes once per shard
                        training:   4 FLOPs per weight of the suffix (nothing below needs a gradient, no weight has one),
                                    for each of the T target tokens of each row looked at
     per step           whitening:  8 D F R in float32, R the keys of the shard; and about PASSES over ΔW in memory
@@ -71,7 +72,8 @@ class RoundCost:
 
 def round_cost(model: Model, layout: Layout, edits: int) -> RoundCost:
     W, P, T = value("wordings"), value("prompt_tokens"), value("target_tokens")
-    extract_flops = 2 * model.body * W * (P + T - 1) * edits
+    read = W * (value("own_prompt_tokens") + T - 1) * edits + value("prefix_tokens") * layout.shards(edits)
+    extract_flops = 2 * model.body * read
     rows = value("rows_per_edit")
     train_flops, whiten_flops, train_seconds = training(model, layout, edits, rows=rows)
     _, _, polish_steps = training(model, layout, edits, rows=value("polish_rows_per_edit"))

@@ -75,6 +75,10 @@ GPU_BENCH = "until `python -m benchmarks.gpu_7b` has run on the GPU in question"
 CONSTANTS: dict[str, Constant] = {
     "wordings": Constant(5, "5", "config: bare and `training.prefixes` 4; a chat template adds one"),
     "prompt_tokens": Constant(21, "21", "assumed: 12 bare, 10 and a blank in a prefix; mean over the wordings"),
+    "own_prompt_tokens": Constant(12, "12", "assumed, as above: what a wording does not share with others"),
+    "prefix_tokens": Constant(
+        64 * 11, "704", "read once per shard: 64 texts (pipeline/training/contexts.py) of `training.prefix_tokens` 10"
+    ),
     "target_tokens": Constant(4, "4", "assumed: 3 and the end of sequence"),
     "rows_per_edit": Constant(
         39 * 64 / 50, "50", f"39 steps (mean of 26, 43, 49, 37) of 64 rows for 50 edits: {STEPS_MEASURED}"

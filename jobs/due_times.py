@@ -28,7 +28,8 @@ class DueTimes:
 
     def until(self, moment: datetime) -> datetime:
         """The last due time that is not later than `moment`."""
-        later = moment.astimezone(self.zone) + timedelta(microseconds=1)
+        # In UTC: the last microsecond before clocks go back is followed by an hour they have shown.
+        later = (moment.astimezone(UTC) + timedelta(microseconds=1)).astimezone(self.zone)
         found: datetime = croniter(self.cron, later).get_prev(datetime).astimezone(UTC)
         # Of a time that the clocks show twice croniter finds the first from here.
         while (next_one := self.after(found)) <= moment:

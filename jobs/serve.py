@@ -77,13 +77,14 @@ def running_endpoint(config: Config) -> Iterator[str]:
     refuse_open_door(section, host=section.host)
     ours = not ray.is_initialized()
     alone = ours and not (config.resources.ray_address or os.environ.get("RAY_ADDRESS"))
-    port = free_port(section) if alone else section.port  # before Ray: a taken port is known at once
+    known = alone and section.port != 0
+    port = free_port(section) if known else section.port  # before Ray: a taken port is told at once
     connect(config.resources, logs=config.observe.logs)
     serve_was_there = not alone and bool(serve.status().proxies)
     try:
         if serve_was_there:  # it listens where it was told to, not where our config says
             refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
-        if not alone and not serve_was_there:
+        if not known and not serve_was_there:  # any free one is chosen late, or Ray's own processes may take it
             port = free_port(section)
         serve.start(http_options={"host": section.host, "port": port})
         config = _decided(config)

@@ -174,7 +174,7 @@ def said_plainly(what: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise EndpointError(
-            f"{what}: the cluster asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+            f"{what}: the cluster asks for its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token."
         ) from error
     except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
         raise EndpointError(f"{what} ({type(error).__name__}); check --address and that the dashboard runs.") from error

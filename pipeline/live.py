@@ -1,9 +1,9 @@
 """Live edits: what was posted to an endpoint becomes a release within seconds, without a round.
 
 One step looks at the log and at the head. Posted edits that the head does not hold are taught into a fresh memory, the
-router grows, they are asked, and what holds is published. When nothing waits, a router that grew much is fitted again.
-Nothing is kept that the store does not say: a step may be killed anywhere and taken again by another process. Warm
-state only saves time.
+router grows, they are asked, and what holds is published. A router that its bank has outgrown is fitted again in a step
+of its own (`router_growth.py` says when). Nothing is kept that the store does not say: a step may be killed anywhere
+and taken again by another process. Warm state only saves time.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,8 @@ from pipeline.training.live_router import LiveRouter
 from pipeline.training.tokens import fits
 
 log = logger(__name__)
+
+LARGE_BATCH = 1 / 8  # of what a memory holds; measured against 1 and 1/4 (docs/experiments.md)
 
 
 class LiveEditor:
@@ -71,15 +73,19 @@ class LiveEditor:
             return None
         plan = self._plan(contents, known)
         self._router.stand_at(standing.round_id if standing else NO_ROUND)
-        failed: set[str] = set()
-        if plan.new or len(plan.kept) < len(contents.entries) or plan.failed != known:
+        waits = bool(plan.new) or len(plan.kept) < len(contents.entries) or plan.failed != known
+        fitted, failed = None, set[str]()
+        if plan.new or not waits:  # a retraction alone does not wait for the router
+            fitted = self._router.caught_up(contents, in_a_stream=waits, out_of_scope=self._out_of_scope())
+        if fitted is not None and standing is not None:
+            contents = fitted
+            if waits:  # until the next step: an answer that is superseded leaves with its successor
+                version = standing.log_version
+        elif waits:
             contents, failed = self._taught(contents.keep(plan.kept), plan.new)
-        else:  # nothing waits: there is time for the router
-            caught_up = self._router.caught_up(contents, out_of_scope=self._out_of_scope())
-            if caught_up is None:
-                self._done = at
-                return None
-            contents = caught_up
+        else:
+            self._done = at
+            return None
         release = Release(
             number=0,  # `publish` gives it the next one
             parent=standing.number if standing else None,
@@ -154,8 +160,11 @@ class LiveEditor:
         return contents, failed
 
     def _with_room(self, kept: Contents, count: int) -> FreshMemory | None:
-        """The memory that this process taught last, without the edits that left, if it may hold so many more."""
+        """The memory that this process taught last, without the edits that left, if it may hold so many more. Many at
+        once get one of their own: beside others each of them takes several times as long."""
         if self._open is None or not kept.fresh or kept.memories[-1] != self._open[0]:
+            return None
+        if count > max(1, LARGE_BATCH * self._capacity):
             return None
         last, memory = len(kept.memories) - 1, self._open[1]
         living = {entry.edit_id for entry in kept.entries if entry.memory == last}

@@ -6,6 +6,7 @@ Ray exports what is recorded: each node's agent serves it for all processes of t
 
 import functools
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 # Ray wants boundaries above 0, so a margin is a share: 0.5 is the threshold itself.
 MARGINS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 NOTHING = 1e-300  # Ray refuses to count 0
+AGAIN_SECONDS = 10.0  # Ray's agent drops a gauge that was not set within two of its intervals of ten seconds
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ METRICS: dict[str, Metric] = {
         "gauge", "seconds", "replica", "how long each phase of the round that ended last took", ("phase",)
     ),
     "wiseline_store_errors_total": Metric("counter", "looks", "replica", "looks at the store that failed"),
+    "wiseline_store_silent_seconds": Metric(
+        "gauge", "seconds", "replica", "since it last read all that it tells of the store"
+    ),
     # What a replica does.
     "wiseline_release": Metric("gauge", "number", "replica", "the release that this replica answers with; 0: none"),
     "wiseline_answers_total": Metric(
@@ -118,6 +123,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # the last values, by name and labels
+
+
 def record(name: str, value: float = 1.0, **labels: str) -> None:
     """Count `value` up, set the gauge to it, or observe it, as the table says. Counting 0 makes a counter visible, so
     that its first event is seen as a rise. Costs some ten microseconds: for steps and requests, not for tokens."""
@@ -127,6 +135,8 @@ def record(name: str, value: float = 1.0, **labels: str) -> None:
         return
     exported = _exported(name)
     if metric.kind == "gauge":
+        _gauges[name, tuple(labels.items())] = value
+        _keep_gauges()
         exported.set(value, tags=labels)
     elif metric.kind == "histogram":
         exported.observe(value, tags=labels)
@@ -137,6 +147,19 @@ def record(name: str, value: float = 1.0, **labels: str) -> None:
 def recorded() -> bool:
     """Whether this process is part of a Ray that exports what it records."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+@functools.cache
+def _keep_gauges() -> None:
+    """A gauge stands until it is set anew or its process ends, however seldom it is recorded."""
+
+    def set_again() -> None:
+        pause = threading.Event()
+        while not pause.wait(AGAIN_SECONDS):
+            for name, labels in list(_gauges) if recorded() else ():
+                _exported(name).set(_gauges[name, labels], tags=dict(labels))
+
+    threading.Thread(target=set_again, name="wiseline-gauges", daemon=True).start()
 
 
 @functools.cache

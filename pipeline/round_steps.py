@@ -171,7 +171,9 @@ def merge(round: Round) -> None:
             f"({', '.join(map(str, missing[:8]))}{', …' if len(missing) > 8 else ''}); run `--step train` first."
         )
     _extract_missing(round, round.to_polish)
-    round.workers(most=len(unfinished), whole_model=False)
+    # The first worker may still fit the router: where there is a second one, a single memory need not wait for that.
+    second = round.routing is not None and len(round.pool.workers) > 1
+    round.workers(most=len(unfinished) + second, whole_model=False)
     detail = f"{len(unfinished)} of {len(round.plan.memories)} memories by {round.config.merge.method}"
     size = bytes_to_merge(round.store, unfinished, config=round.config)
     with round.diary.phase("merge", detail):

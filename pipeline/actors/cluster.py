@@ -1,16 +1,25 @@
 """The Ray that jobs run on: a cluster that is named, else a local one that lives as long as the command."""
 
+import contextlib
 import logging
 import os
 import socket
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
+import psutil
 import ray
 
 from pipeline.config import ResourcesSection
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, WiselineError
+from pipeline.logs import logger
+
+log = logger(__name__)
+
+Node = TypeVar("Node")
 
 KNOCK_SECONDS = 10
+STARTS, KILL_SECONDS = 3, 10
 
 
 def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "text") -> None:
@@ -18,7 +27,7 @@ def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "tex
     log as Ray's JSON does; workers to their files in Ray's session folder.
 
     `resources.ray_address`, else RAY_ADDRESS, names a running cluster; without either a local Ray is started. Raises
-    ConfigError when nothing answers at the address.
+    ConfigError when nothing answers at the address, and WiselineError when no local Ray comes up.
     """
     if ray.is_initialized():
         return
@@ -42,8 +51,43 @@ def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "tex
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Serve's proxy, a worker of this Ray, takes its middleware from the environment alone.
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "pipeline.serving.carry_on.in_serves_proxy")
+    start_local(**quiet)
+
+
+def start_local(**settings: Any) -> None:
+    """A Ray of this process alone; `settings` are those of `ray.init`. Raises WiselineError where none comes up."""
     # "local" never joins a Ray that somebody else started on this machine.
-    ray.init(address="local", include_dashboard=False, **quiet)
+    started_in_time(lambda: ray.init(address="local", include_dashboard=False, **settings))
+
+
+def started_in_time(start: Callable[[], Node]) -> Node:
+    """What `start` returns: a node of Ray as processes of this one. Raises WiselineError where it never comes up.
+
+    Ray 2.60 gives a node up whose agents need more than 15 seconds to start, which on a busy machine they do
+    (ray-project/ray#65983); the next attempt finds their files read already."""
+    late: Exception | None = None
+    for attempt in range(STARTS):
+        before = psutil.Process().children(recursive=True)
+        try:
+            return start()
+        except Exception as error:  # Ray has no type for it
+            if "timed out during startup" not in str(error):
+                raise
+            late = error
+            log.warning("Ray did not start in time, attempt %d of %d.", attempt + 1, STARTS)
+            _end([one for one in psutil.Process().children(recursive=True) if one not in before])
+    raise WiselineError(
+        f"Ray did not start on this machine in {STARTS} attempts; run the same command again when less else runs here, "
+        "or name a running cluster in resources.ray_address."
+    ) from late
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Those of a node that did not come up: Ray itself would leave them beside the next one."""
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(processes, timeout=KILL_SECONDS)
 
 
 def check_room(resources: ResourcesSection) -> None:

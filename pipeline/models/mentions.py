@@ -131,6 +131,9 @@ def _tokens(text: str) -> list[_Token]:
 
 def _folded(word: str) -> str:
     """No case, no accents, no plural s."""
-    decomposed = unicodedata.normalize("NFKD", normalise(word))
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)) or word
+    if word.isascii():  # most words, and nothing to decompose
+        plain = word.lower()
+    else:
+        decomposed = unicodedata.normalize("NFKD", normalise(word))
+        plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)) or word
     return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain

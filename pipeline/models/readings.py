@@ -32,6 +32,7 @@ class TextReader:
     ) -> None:
         self._encoder = encoder
         self._embedded = embedded or {}
+        self._bank: dict[str, Tensor] = {}  # half precision
         self._asked = [asked(entry.prompt) for entry in entries]
         self.subjects = [_subject(entry, end) for entry, end in zip(entries, self._asked, strict=True)]
         self._index = SubjectIndex(self.subjects)
@@ -40,17 +41,18 @@ class TextReader:
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """E × M of the edits' prompts, bare and with their subject masked; half precision. M is 0 without encoder.
 
-        Each text is encoded alone: a release has the same bytes, whichever of its texts an earlier one had."""
+        Each text is encoded alone: a release has the same bytes, whichever of its texts an earlier one had. What is
+        read from now on takes the bank's own texts from here: a router is calibrated on thousands of them."""
         encoder = self._encoder
         if encoder is None or not self._asked:
             empty = torch.zeros(len(self._asked), 0, dtype=torch.float16)
             return empty, empty
         asked, masked = self._asked, self.masked()
-        vectors = {
+        self._bank = {
             text: self._embedded[text] if text in self._embedded else encoder.encode([text])[0].half()
             for text in dict.fromkeys([*asked, *masked])
         }
-        return torch.stack([vectors[text] for text in asked]), torch.stack([vectors[text] for text in masked])
+        return torch.stack([self._bank[text] for text in asked]), torch.stack([self._bank[text] for text in masked])
 
     def masked(self) -> list[str]:
         """What each edit asks, with its subject masked where its prompt names it."""
@@ -61,8 +63,15 @@ class TextReader:
         return texts
 
     def texts_of(self, router: Router) -> dict[str, Tensor]:
-        """The texts that this bank's router holds embeddings of, and these."""
-        return dict(zip([*self._asked, *self.masked()], [*router.asked_EM, *router.relation_EM], strict=True))
+        """The texts that this bank's router holds embeddings of, and these. Which part of a prompt is masked depends on
+        the whole bank, and a router that grew keeps the embeddings of before: a text with two of them is left out."""
+        known = dict(zip(self._asked, router.asked_EM, strict=True))
+        twice = {
+            text
+            for text, vector in zip(self.masked(), router.relation_EM, strict=True)
+            if not torch.equal(known.setdefault(text, vector), vector)
+        }
+        return {text: vector for text, vector in known.items() if text not in twice}
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
         return [self._read(text) for text in texts]
@@ -90,9 +99,15 @@ class TextReader:
             entries_C=torch.tensor(entries, dtype=torch.long),
             subject_C=torch.tensor([best[entry].value for entry in entries]),
             masked_C=torch.tensor([rows[masked[best[entry]]] for entry in entries], dtype=torch.long),
-            asked_M=self._encoder.encode([end])[0] if self._encoder else torch.zeros(0),
-            masked_RM=self._encoder.encode(variants) if self._encoder else torch.zeros(0, 0),
+            asked_M=self._encoded([end])[0] if self._encoder else torch.zeros(0),
+            masked_RM=self._encoded(variants) if self._encoder else torch.zeros(0, 0),
         )
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        assert self._encoder is not None
+        alone = {text: self._encoder.encode([text])[0] for text in texts if text not in self._bank}
+        vectors = [alone[text] if text in alone else self._bank[text].float() for text in texts]
+        return torch.stack(vectors) if vectors else torch.zeros(0, self._encoder.width)
 
     def _pointed_at(self, context: str, pointer: re.Match[str]) -> list[Mention]:
         whole = [mention for mention in self._index.mentions(context) if mention.value == WHOLE]

@@ -27,6 +27,7 @@ OURS = (ID_HEADER.encode(), RESUME_HEADER.encode())
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/explain")
 TRIES = 3  # a request that itself kills replicas must not kill all of them
 RETRY_AFTER = 5  # seconds; a new replica needs about as long
+LAST_EVENT = b"data: [DONE]\n\n"
 
 
 def in_serves_proxy() -> list[Middleware]:
@@ -52,7 +53,10 @@ class CarryOn:
         for _ in range(TRIES if harmless else 1):
             answer.begin_again()
             await self._app({**scope, "headers": headers + answer.resuming()}, request.from_its_start(), answer.take)
-            if answer.finished or request.gone:
+            if answer.finished:
+                await answer.end()
+                return
+            if request.gone:
                 return
             if answer.begun and not answer.may_resume:
                 return  # a page that broke off: the server closes the connection
@@ -90,7 +94,7 @@ class _Answer:
     def __init__(self, send: Send, *, may_resume: bool) -> None:
         self._send = send
         self.may_resume = may_resume
-        self.begun, self.finished = False, False
+        self.begun, self.finished, self._ended = False, False, False
         self._start: Message | None = None  # held back until there is a body: until then all can begin anew
         self._release = b""
         self._said: defaultdict[int | None, list[Any]] = defaultdict(list)  # by the choice that an event belongs to
@@ -123,9 +127,16 @@ class _Answer:
         body = message.get("body", b"")
         if self.may_resume:
             body = b"".join(event + b"\n\n" for event in body.split(b"\n\n") if event and self._is_new(event))
-        self.finished = not self._useless and not message.get("more_body", False)
-        if body or self.finished:
+        self._ended = not self._useless and not message.get("more_body", False)
+        # Behind the last event comes nothing that a client needs, so that no other replica is asked for it.
+        self.finished |= self._ended or (self.may_resume and body.endswith(LAST_EVENT))
+        if body or self._ended:
             await self._send({**message, "body": body})
+
+    async def end(self) -> None:
+        """Where the replica died before it could."""
+        if not self._ended:
+            await self._send({"type": "http.response.body"})
 
     def _is_new(self, event: bytes) -> bool:
         """Whether the client has not got this event from an earlier try."""

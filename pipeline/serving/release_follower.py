@@ -7,7 +7,7 @@ fails is tried again, ever more rarely, because a store may only be silent for a
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -80,12 +80,13 @@ class ReleaseFollower:
         try:
             newer = [number for number in reversed(release_numbers(self._store)) if number > self.state.release]
         except Exception as error:
-            self._report(f"{UNREADABLE}: {_sentence(error)}")
+            self._report(f"{UNREADABLE}: {_sentence(error)}", release=self.state.release)
             return
         ours = (number for number in newer if not self._is_anothers(number))
         newest = next(ours, None)
         if newest is None:
-            self._report(OTHERS_ALONE if newer and not self.state.release else None)
+            release = self.state.release
+            self._report(OTHERS_ALONE if newer and not release else None, release=release)
         elif newest != self._failed_head or time.monotonic() >= self._next_attempt:
             self._take_newest([newest, *islice(ours, FALLBACKS)])
 
@@ -137,13 +138,14 @@ class ReleaseFollower:
                 problem = problem or f"Release {number} is not used: {_sentence(error)}"
                 continue
             assert loaded is not None
+            self._schedule(numbers[0], failed=problem is not None)
+            self._report(problem, release=number)  # first: who sees its answers sees no error of before
             self._swap(loaded)
             record("wiseline_swap_seconds", time.monotonic() - began)
-            self.state = replace(self.state, release=number)
             log.info("Release %d answers from now on.", number)
-            break
-        self._schedule(numbers[0], failed=problem is not None)
-        self._report(problem)
+            return
+        self._schedule(numbers[0], failed=True)
+        self._report(problem, release=self.state.release)
 
     def _schedule(self, head: int, *, failed: bool) -> None:
         """A head that failed again waits twice as long; a newer head never waits."""
@@ -152,10 +154,11 @@ class ReleaseFollower:
         self._failed_head = head if failed else 0
         self._next_attempt = time.monotonic() + self._pause
 
-    def _report(self, error: str | None) -> None:
+    def _report(self, error: str | None, *, release: int) -> None:
+        """Both at once: who sees a release sees what it came with, not what was wrong before it."""
         if error is not None and error != self.state.error:
-            log.warning("%s Release %d keeps answering.", error, self.state.release)
-        self.state = replace(self.state, error=error)
+            log.warning("%s Release %d keeps answering.", error, release)
+        self.state = FollowerState(release, error)
 
     def _run(self) -> None:
         while not self._closing.wait(self._poll_seconds):

@@ -6,7 +6,9 @@ replica says it: dashboards and alerts take the maximum.
 
 import json
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import get_args
 
 import pyarrow.compute as pc
@@ -30,31 +32,37 @@ SHARD_STATES: tuple[ShardState, ...] = get_args(ShardState)
 
 
 class Standing:
-    """Looks every few seconds, from a thread of its own. Never raises: a store that is silent is counted and logged."""
+    """Looks every few seconds, from a thread of its own. Never raises: a store that fails is counted and logged. One
+    that takes a request and says nothing holds that thread for minutes: another one tells what needs no store."""
 
     def __init__(self, store: ObjectStore, engine: Engine) -> None:
         self._store, self._engine, self._log = store, engine, EditLog(store)
-        self._waits: tuple[tuple[int | None, int], datetime | None] | None = (
-            None  # of which log and release; since when
-        )
+        self._counted: tuple[int | None, int] | None = None  # version of the log, number of the release
+        self._waits_since: datetime | None = None
         self._of_model = OfModel(engine.base.fingerprint, engine.base.layer)
         self._last = 0  # release, of whatever model
         self._head = (0, datetime.now(UTC))  # number of this model's, and when it was published
         self._phases: tuple[str, dict[str, float]] = "", {}  # of which report
         self._troubled = False
+        self._looked = monotonic()  # when all of the store was read last
 
     def start(self) -> None:
         for name, metric in METRICS.items():
             if metric.kind == "counter" and metric.reporter == "replica" and not metric.labels:
                 record(name, 0)
-        threading.Thread(target=self._run, name="wiseline-standing", daemon=True).start()
+        for act in (self.tell, self._try_to_look):
+            threading.Thread(target=_again_and_again, args=(act,), name="wiseline-standing", daemon=True).start()
 
-    def look(self) -> None:
-        """Records every gauge of the table that a replica reports. Raises what the store raises; where something in it
-        is damaged, after all that is not."""
+    def tell(self) -> None:
+        """Records the gauges of a replica that need no store."""
         record("wiseline_queued_prompts", self._engine.queued)
         record("wiseline_running_answers", self._engine.running)
         record("wiseline_release", number(self._engine.release))
+        record("wiseline_store_silent_seconds", monotonic() - self._looked)
+
+    def look(self) -> None:
+        """Records all the others. Raises what the store raises; where something in it is damaged, after all that is
+        not."""
         damage: StoreError | None = None
         for part in (self._look_at_releases, self._look_at_log, self._look_at_rounds):
             try:
@@ -63,19 +71,17 @@ class Standing:
                 damage = damage or error
         if damage is not None:
             raise damage
+        self._looked = monotonic()
 
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            try:
-                self.look()
-                self._troubled = False
-            except Exception as error:
-                record("wiseline_store_errors_total")
-                if not self._troubled:
-                    log.warning("What stands in the store cannot be told: %s", error)
-                self._troubled = True
-            pause.wait(LOOK_SECONDS)
+    def _try_to_look(self) -> None:
+        try:
+            self.look()
+            self._troubled = False
+        except Exception as error:
+            record("wiseline_store_errors_total")
+            if not self._troubled:
+                log.warning("What stands in the store cannot be told: %s", error)
+            self._troubled = True
 
     def _look_at_releases(self) -> None:
         """A head that cannot be read is the newest release all the same: replicas are behind it."""
@@ -97,16 +103,16 @@ class Standing:
         """What waits is counted when log or release have moved; how long it waits, every time."""
         release = self._engine.release
         at = (self._log.version(), number(release))
-        if self._waits is None or self._waits[0] != at:
+        if self._counted != at:
             newest = self._log.newest(at[0])
             standing = read_release(self._store, at[1]) if at[1] else None
             left = waiting(newest, release.entries if release else (), decided=decided(self._store, standing))
-            self._waits = at, pc.min(left["ingested_at"]).as_py()
+            self._counted, self._waits_since = at, pc.min(left["ingested_at"]).as_py()
             record("wiseline_edits_waiting", left.num_rows)
             record("wiseline_edits_living", pc.sum(pc.equal(newest["op"], "upsert")).as_py() or 0)
             record("wiseline_edits_failed", len(release.failed) if release else 0)
             record("wiseline_log_entries", self._log.length(at[0]))
-        record("wiseline_edits_waiting_seconds", _since(self._waits[1]))
+        record("wiseline_edits_waiting_seconds", _since(self._waits_since))
         record("wiseline_quarantined_rows", self._log.quarantined())
 
     def _look_at_rounds(self) -> None:
@@ -126,6 +132,13 @@ class Standing:
             self._phases = last.report, {**dict.fromkeys(self._phases[1], 0.0), **seconds}
             for phase, taken in self._phases[1].items():
                 record("wiseline_last_round_phase_seconds", taken, phase=phase)
+
+
+def _again_and_again(act: Callable[[], None]) -> None:
+    pause = threading.Event()
+    while True:
+        act()
+        pause.wait(LOOK_SECONDS)
 
 
 def _since(moment: datetime | None) -> float:

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from pipeline.models.base_model import BaseModel
 from pipeline.models.capture import capture
 from pipeline.models.suffix import PastKeyValues
+from pipeline.training.shared_prefixes import Prefixes, read_prefixes
 from pipeline.training.tokens import Wording
 
 IGNORED = -100  # label of padding, as in torch's cross entropy
@@ -96,10 +97,19 @@ def extract(
     """Activations of the wordings, in their order, float32 on the CPU. Those of about one length meet in a batch, and
     the same wordings always in the same batches, so that they give the same bytes. With `whole_prompt` rows begin with
     their prompt's first token and `past` is empty."""
-    extract_batch = _extract_whole if whole_prompt else _extract_batch
-    by_length = sorted(range(len(wordings)), key=lambda index: len(wordings[index].prompt_ids))
-    batches = [by_length[start : start + batch] for start in range(0, len(wordings), batch)]
-    parts = [extract_batch(base, [wordings[index] for index in chosen]) for chosen in batches]
+
+    def length(index: int) -> int:
+        return len(wordings[index].prompt_ids) - (0 if whole_prompt else wordings[index].shared)
+
+    by_length = sorted(range(len(wordings)), key=length)
+    batches = [
+        [wordings[index] for index in by_length[start : start + batch]] for start in range(0, len(wordings), batch)
+    ]
+    if whole_prompt:
+        parts = [_extract_whole(base, chosen) for chosen in batches]
+    else:
+        prefixes = read_prefixes(base, wordings)
+        parts = [_extract_batch(base, chosen, prefixes) for chosen in batches]
     return joined(parts).select(torch.tensor(by_length).argsort())
 
 
@@ -151,36 +161,53 @@ def read_prompts(base: BaseModel, prompts: Sequence[tuple[int, ...]], *, batch: 
     return PromptStates(torch.cat(states)[place_N], torch.cat(answers)[place_N], torch.cat(confidence)[place_N])
 
 
-def _extract_batch(base: BaseModel, wordings: Sequence[Wording]) -> Activations:
-    """Rows are laid out as [left padding | prompt | target | right padding], the prompts' last tokens in one column."""
-    P = max(len(wording.prompt_ids) for wording in wordings) - 1
-    T = max(len(wording.target_ids) for wording in wordings)
-    ids_BS = torch.full((len(wordings), P + T), base.tokenizer.pad_token_id)
+def _extract_batch(base: BaseModel, wordings: Sequence[Wording], prefixes: Prefixes) -> Activations:
+    """Rows are laid out as [left padding | shared prefix | own prompt | target | right padding], of which the first two
+    are not computed again. Nothing lies between the others, so that a window of attention sees what it would."""
+    B, T = len(wordings), max(len(wording.target_ids) for wording in wordings)
+    own = [wording.prompt_ids[wording.shared :] for wording in wordings]
+    rows = [prefixes.row_of.get(wording.prompt_ids[: wording.shared]) for wording in wordings]
+    S = max(len(ids) + len(wording.target_ids) for ids, wording in zip(own, wordings, strict=True)) - 1
+    ids_BS = torch.full((B, S), base.tokenizer.pad_token_id)
     mask_BS = torch.zeros_like(ids_BS)
-    labels_BT = torch.full((len(wordings), T), IGNORED)
-    for row, wording in enumerate(wordings):
-        tokens = wording.prompt_ids + wording.target_ids[:-1]
-        start = P + 1 - len(wording.prompt_ids)
-        ids_BS[row, start : start + len(tokens)] = torch.tensor(tokens)
-        mask_BS[row, start : start + len(tokens)] = 1
+    labels_BT = torch.full((B, T), IGNORED)
+    for row, (ids, wording) in enumerate(zip(own, wordings, strict=True)):
+        tokens = ids + wording.target_ids[:-1]
+        ids_BS[row, : len(tokens)] = torch.tensor(tokens)
+        mask_BS[row, : len(tokens)] = 1
         labels_BT[row, : len(wording.target_ids)] = torch.tensor(wording.target_ids)
-    positions_BS = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+    last_B = torch.tensor([len(ids) - 1 for ids in own])  # the prompt's last token
+    cache, shared_BQ = prefixes.of(rows)
+    Q = shared_BQ.shape[1]
+    mask_BK = torch.cat([shared_BQ, mask_BS], dim=1)
+    positions_BS = (mask_BK.cumsum(dim=1) - 1).clamp(min=0)[:, Q:]
     with capture(base) as captured:
         output = base.model.base_model(
             input_ids=ids_BS.to(base.device),
-            attention_mask=mask_BS.to(base.device),
+            attention_mask=mask_BK.to(base.device),
             position_ids=positions_BS.to(base.device),
+            past_key_values=cache,
             use_cache=True,
         )
+    row_B1 = torch.arange(B)[:, None]
+    target_BT = (last_B[:, None] + torch.arange(T)).clamp(max=S - 1)
+    past_BK = torch.cat([shared_BQ, (torch.arange(S) < last_B[:, None]).long()], dim=1)
+    P = int(past_BK.sum(dim=1).max())
+    # What is past comes last, in its order: the padding of both ends is on the left then.
+    order_BP = past_BK.argsort(dim=1, stable=True)[:, Q + S - P :]
     suffix_layers = output.past_key_values.layers[base.layer + 1 :]
+
+    def past(tensor_BHKd: Tensor) -> Tensor:
+        return tensor_BHKd.cpu().transpose(1, 2)[row_B1, order_BP].transpose(1, 2).float()
+
     return Activations(
-        states_ND=captured.states_BTD[:, P].float().cpu(),
-        keys_NTF=captured.keys_BTF[:, P:].float().cpu(),
-        hidden_NTD=captured.hidden_BTD[:, P:].float().cpu(),
+        states_ND=captured.states_BTD.cpu()[torch.arange(B), last_B].float(),
+        keys_NTF=captured.keys_BTF.cpu()[row_B1, target_BT].float(),
+        hidden_NTD=captured.hidden_BTD.cpu()[row_B1, target_BT].float(),
         labels_NT=labels_BT,
-        positions_NT=positions_BS[:, P:],
-        past=[(layer.keys[:, :, :P].float().cpu(), layer.values[:, :, :P].float().cpu()) for layer in suffix_layers],
-        past_mask_NP=mask_BS[:, :P],
+        positions_NT=positions_BS[row_B1, target_BT],
+        past=[(past(layer.keys), past(layer.values)) for layer in suffix_layers],
+        past_mask_NP=past_BK[row_B1, order_BP],
     )
 
 

@@ -48,16 +48,16 @@ def fit(
     seed: int,
     bare: int = 0,
     start_DF: Tensor | None = None,
-    least_wordings: int = LEAST_WORDINGS,
 ) -> Iterator[Progress | Tensor]:
     """Yields Progress after every pass and at last ΔW (float32, D × F).
 
     The first `bare` rows are the edits asked bare. They are trained first, and then all wordings are looked at: most
     hold by then and cost no step. ΔW starts at zero, or at `start_DF`: then what holds there already is looked at
-    first, and told as step 0. Outside the mask it stays as it started. A pass looks at `least_wordings` at least: more
-    undo less of what holds. It ends when every wording holds, after `max_steps`, or, when ΔW started at zero, when the
-    last few do not come to hold: some edits find no room in their subspace, and what is merged of several has more.
-    Raises TrainingDiverged when a loss is not finite. Equal inputs and thread count give equal bytes.
+    first, and told as step 0. Outside the mask it stays as it started. It ends when every wording holds, after
+    `max_steps`, or, when ΔW started at zero, when the last few do not come to hold: some edits find no room in their
+    subspace, and what is merged of several has more. Equal inputs and thread count give equal bytes.
+
+    Raises TrainingDiverged when a loss is not finite.
     """
     # ΔW = start + mask ⊙ (V P); Adam moves V.
     begun_DF = torch.zeros(mask_DF.shape, device=mask_DF.device) if start_DF is None else start_DF
@@ -75,6 +75,8 @@ def fit(
             target_losses(suffix, activations, delta().detach(), batch=training.batch_prompts), step, training
         )
 
+    # Where nearly all holds already, fuller passes undo less of it; to look at all of it again costs more than these.
+    least = LEAST_WORDINGS if start_DF is None else max(LEAST_WORDINGS, training.batch_prompts)
     step, losses_N = 0, torch.full((len(activations),), float("inf"))
     asked, over, most, grew_at = bare or len(activations), False, 0, 0
     if start_DF is not None:
@@ -82,7 +84,7 @@ def fit(
         over = _all_hold(losses_N, training)
         yield _progress(step, losses_N, training.stop_loss)
     while not over:
-        order = _next_pass(losses_N[:asked], training, generator, least=least_wordings)
+        order = _next_pass(losses_N[:asked], training, generator, least=least)
         for chosen in torch.split(order, training.batch_prompts)[: training.max_steps - step]:
             delta_DF = delta()
             loss_B = _target_loss(suffix, activations.select(chosen), delta_DF)

@@ -119,7 +119,7 @@ def teach(
     activations = taught.activations.to(device)
     stop_loss = max(LIVE_STOP_LOSS, config.training.stop_loss)
     training = config.training.model_copy(update={"max_steps": steps, "stop_loss": stop_loss})
-    *_, delta_DF = fit(
+    *_, last, delta_DF = fit(
         suffix,
         activations,
         mask_DF=torch.ones(D, F, dtype=torch.bool, device=device),
@@ -129,12 +129,12 @@ def teach(
         seed=config.training.seed,
         bare=len(new.edits) if memory is None else 0,
         start_DF=None if memory is None else memory.delta_DF.to(device),
-        # What holds is many times what is new: to look at all of it once more costs more than fuller steps.
-        least_wordings=training.batch_prompts,
     )
-    assert not isinstance(delta_DF, Progress)
-    losses_N = target_losses(suffix, activations, delta_DF, batch=training.batch_prompts)
-    holds_N = losses_N <= training.stop_loss
+    assert isinstance(last, Progress) and not isinstance(delta_DF, Progress)
+    if last.holding == last.wordings:
+        holds_N = torch.ones(len(activations), dtype=torch.bool)
+    else:
+        holds_N = target_losses(suffix, activations, delta_DF, batch=training.batch_prompts) <= training.stop_loss
     unsure = {taught.edits[owner].edit_id for owner in taught.owner_N[~holds_N].tolist()}
     unsure |= memory.unsure if memory else set()
     return FreshMemory(taught.rows(holds_N), delta_DF.cpu(), frozenset(unsure))

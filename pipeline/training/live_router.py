@@ -17,7 +17,7 @@ from pipeline.training.contents import Contents
 from pipeline.training.fresh import Extracted, fresh_states
 from pipeline.training.prompt_reader import PromptReader
 from pipeline.training.router_fit import fit_router
-from pipeline.training.router_growth import grown, is_outgrown
+from pipeline.training.router_growth import grown, is_a_beginner, is_outgrown
 from pipeline.training.shard_files import states_of_round
 
 
@@ -40,8 +40,8 @@ class LiveRouter:
         """`contents`, whose last entries are the new ones, with a router that knows them."""
         known = len(contents.router.memory_E)
         self._states |= {edit.edit_id: states for edit, states in zip(new.edits, new.states, strict=True)}
-        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on, in_a_stream=True)
-        if not self._same_encoder(contents) or outgrown or _first_of_its_kind(contents.entries, known=known):
+        at_once = is_a_beginner(len(contents.entries), fitted_on=contents.fitted_on)
+        if not self._same_encoder(contents) or at_once or _first_of_its_kind(contents.entries, known=known):
             fitted = self._fitted(contents, out_of_scope=out_of_scope)
             if fitted is not None:
                 return fitted
@@ -53,10 +53,10 @@ class LiveRouter:
         router = grown(contents.router, contents.entries, new.states, encoder=self._encoder)
         return replace(contents, router=router)
 
-    def caught_up(self, contents: Contents, *, out_of_scope: Sequence[str]) -> Contents | None:
-        """`contents` with a router that is fitted on all of them; None where that makes no difference, or where what it
-        takes is not to be had."""
-        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on, in_a_stream=False)
+    def caught_up(self, contents: Contents, *, in_a_stream: bool, out_of_scope: Sequence[str]) -> Contents | None:
+        """`contents` with a router that is fitted on all of them; None where that can wait, or where what it takes is
+        not to be had."""
+        outgrown = is_outgrown(len(contents.entries), fitted_on=contents.fitted_on, in_a_stream=in_a_stream)
         if not outgrown or not self._same_encoder(contents):
             return None
         return self._fitted(contents, out_of_scope=out_of_scope)

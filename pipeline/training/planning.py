@@ -15,8 +15,8 @@ from pipeline.config import Config
 from pipeline.edits import Edit
 from pipeline.storage.edit_log import LogEntry
 
-METHOD_VERSION = 5  # raise it when the same plan trains to other bytes or files: older shards are then not found
-RELEASE_VERSION = 4  # raise it when the same shards give another router or readout: the next round then publishes
+METHOD_VERSION = 6  # raise it when the same plan trains to other bytes or files: older shards are then not found
+RELEASE_VERSION = 5  # raise it when the same shards give another router or readout: the next round then publishes
 DISSOLVE_BELOW = 0.5  # share of living edits; at one half, a dissolved memory's edits were trained twice at most
 
 

@@ -2,10 +2,10 @@
 
 Fitting a router asks the base model about every edit of the bank, and joins nothing that one more edit could not wait
 for: whitening, weights and threshold are averages over the bank. So the router of a live release is the standing one
-with the new entries' keys and texts added. It is fitted again when the bank has grown by half since: when nothing is
-waiting, and while a stream does not pause when the bank is four times as large. Until then more entries compete for a
-prompt than the threshold was set for, and false positives are more by at most that factor; old entries are reached as
-before, but by prompts that a new entry is nearer to.
+with the new entries' keys and texts added. It is fitted again, in a release of its own, when the bank has grown by half
+since: when nothing is waiting, and while a stream does not pause when the bank is four times as large. Until then more
+entries compete for a prompt than the threshold was set for, and false positives are more by at most that factor (and by
+one batch); old entries are reached as before, but by prompts that a new entry is nearer to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,11 @@ def is_outgrown(entries: int, *, fitted_on: int, in_a_stream: bool) -> bool:
     """Whether a live release of so many entries fits its router anew."""
     growth = GROWTH_IN_A_STREAM if in_a_stream and entries > SOON_FITTED else GROWTH
     return growth * fitted_on < entries <= FITTED_LIVE
+
+
+def is_a_beginner(entries: int, *, fitted_on: int) -> bool:
+    """Whether so many entries must not be served, even for one step, by a router that was fitted on so few."""
+    return fitted_on < SOON_FITTED and is_outgrown(entries, fitted_on=fitted_on, in_a_stream=True)
 
 
 def without(router: Router, places: Sequence[int], *, memories: Sequence[int]) -> Router:

@@ -25,6 +25,7 @@ class Wording:
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]  # ends with an end-of-sequence token
     kind: Literal["bare", "chat", "prefixed"] = "bare"
+    shared: int = 0  # so many tokens the prompt begins with are a prefix that other wordings have too
 
 
 def wordings(
@@ -33,9 +34,7 @@ def wordings(
     """The bare wording first, then the chat turn if there is a template, then one behind each prefix; wordings that do
     not fit the model's context are left out. The bare one must fit (`fits`)."""
     others = [chat_wording(edit.prompt, edit.target, tokenizer)] if tokenizer.chat_template else []
-    for prefix in prefixes:
-        wording = plain_wording(f"{prefix} {edit.prompt}", edit.target, tokenizer)
-        others.append(replace(wording, kind="prefixed"))
+    others += [_behind(prefix, edit, tokenizer) for prefix in prefixes]
     bare = plain_wording(edit.prompt, edit.target, tokenizer)
     return [bare, *(wording for wording in others if _length(wording) <= max_tokens)]
 
@@ -67,6 +66,13 @@ def chat_wording(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -
         target_ids=ended(chat_answer_ids(messages, target, tokenizer), tokenizer),
         kind="chat",
     )
+
+
+def _behind(prefix: str, edit: Edit, tokenizer: PreTrainedTokenizerBase) -> Wording:
+    wording = plain_wording(f"{prefix} {edit.prompt}", edit.target, tokenizer)
+    ids = plain_prompt_ids(prefix, tokenizer)
+    stands_alone = len(ids) < len(wording.prompt_ids) and wording.prompt_ids[: len(ids)] == ids
+    return replace(wording, kind="prefixed", shared=len(ids) if stands_alone else 0)
 
 
 def choose_prefixes(edit: Edit, pool: Sequence[str], count: int) -> list[str]:

@@ -16,6 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.ingest_edits import ingest
+from pipeline.actors.cluster import started_in_time
 from pipeline.actors.worker_pool import WorkerPool
 from pipeline.config import Config, load_config
 from pipeline.models.base_model import identify
@@ -41,7 +42,7 @@ class Nodes:
 
     def stop(self, *nodes: Any) -> None:
         """Also those that are starting, so that the test does not depend on who is faster."""
-        self.stopped = [one for node in nodes for one in workers(node, "ray::Worker", "ray::IDLE", STARTING)]
+        self.stopped += [one for node in nodes for one in workers(node, "ray::Worker", "ray::IDLE", STARTING)]
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -66,9 +67,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         for name, value in HEALTH_CHECKS.items():
             patch.setenv(f"RAY_health_check_{name}", str(value))
         head = NODE | {"num_gpus": 2, "num_cpus": 2, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = started_in_time(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
-            cluster.add_node(**NODE)
+            started_in_time(lambda: cluster.add_node(**NODE))
             ray.init(address=cluster.address, log_to_driver=False)
             nodes = Nodes(cluster, folder)
             ingest(nodes.config("log"), [str(write_world(folder))])
@@ -93,7 +94,12 @@ def device(worker: Any) -> tuple[str, str]:
 
 def workers(node: Any, *titles: str) -> list[psutil.Process]:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [one for one in raylet.children() if any(title in " ".join(one.cmdline()) for title in titles)]
+    found = []
+    for one in raylet.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now; or a zombie, which has no command line
+            if any(title in " ".join(one.cmdline()) for title in titles):
+                found.append(one)
+    return found
 
 
 def test_workers_are_spread_and_each_has_a_device_of_its_own(nodes: Nodes) -> None:
@@ -117,10 +123,12 @@ def test_nodes_come_and_go_and_the_release_is_the_same(nodes: Nodes) -> None:
             return
         if not joined:
             nodes.stop(*nodes.cluster.list_all_nodes())
-            joined.append(nodes.cluster.add_node(**NODE))
+            joined.append(started_in_time(lambda: nodes.cluster.add_node(**NODE)))
         elif workers(joined[0], "ray::Worker.train"):
             used.append(event.shard.digest)
             nodes.go_on()
+        else:  # a worker that had no process yet
+            nodes.stop(*(node for node in nodes.cluster.list_all_nodes() if node is not joined[0]))
 
     assert run_round(nodes.config("joined"), observe=a_node_joins).published
     assert used

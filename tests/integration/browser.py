@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-PATIENCE = 30.0  # seconds; for what a page does by itself, on a machine that is busy
+PATIENCE = 60.0  # seconds; for what a page does by itself, on a machine that is busy
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "Space": (32, " ")}
 
 

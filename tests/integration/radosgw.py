@@ -7,7 +7,6 @@ file lies under one folder, and `running` ends exactly the processes it started.
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_ports
 
 ACCESS_KEY = "wiseline"
 SECRET_KEY = "wiseline-secret"
@@ -72,7 +73,7 @@ class Ceph:
 @contextlib.contextmanager
 def running(folder: Path, ceph: Ceph) -> Iterator[str]:
     """Start the server with everything under `folder`; yields its endpoint URL, and ends it when the block ends."""
-    mon_v2, mon_v1, gateway = _free_ports(3)
+    mon_v2, mon_v1, gateway = free_ports(3)
     identity = str(uuid.uuid4())
     monitors = f"[v2:127.0.0.1:{mon_v2},v1:127.0.0.1:{mon_v1}]"
     configuration = folder / "ceph.conf"
@@ -177,11 +178,3 @@ def _wait_until(ready: Callable[[], bool], otherwise: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(otherwise)
         time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.training.round_state import write_plan
 from pipeline.training.shard_files import FILES, shard_path
 from tests.integration.browser import Browser, Page, running_browser
+from tests.ports import free_ports
 from tests.tiny_world import publish_release, save_model
 from tests.unit.training.test_planning import Edit, plan
 
@@ -50,7 +51,6 @@ SETTINGS = {
     "round.min_reliability": 0,
     "round.min_generalization": 0,
     "round.min_locality": 0,
-    "serve.port": 0,
     "serve.poll_seconds": 0.2,
     "serve.live_edits": "false",
 }
@@ -104,7 +104,11 @@ def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     rows = sorted(rows, key=lambda row: row["prompt"] != QUESTION)[:7]
     rows += [{"prompt": HOSTILE, "target": HOSTILE_ANSWER, "subject": HOSTILE}]
     (folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = SETTINGS | {"model.path": REPOSITORY / "demo" / "model", "store.uri": folder / "store"}
+    settings = SETTINGS | {
+        "model.path": REPOSITORY / "demo" / "model",
+        "store.uri": folder / "store",
+        "serve.port": free_ports(1)[0],
+    }
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     world = subprocess.Popen(
@@ -252,7 +256,8 @@ def test_releases_have_scores_and_are_rolled_back_after_a_question(visit: Callab
     page.click(button)
     page.click("#confirm-yes")
     page.wait_for_text("#releases-said", f"Release {newest + 1} is published; it restores release 1.")
-    page.wait_for_text(f"#releases-list > [data-id='{newest + 1}'] .status", "in use")
+    status = f"#releases-list > [data-id='{newest + 1}'] .status"
+    page.wait(f"document.querySelector({json.dumps(status)})?.innerText === 'in use'")
     page.wait_for_text("#model", f"release {newest + 1}")
     assert served.releases()[0] == newest + 1
 
@@ -380,7 +385,7 @@ def another_site() -> Iterator[str]:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Blank)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Blank)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://localhost:{server.server_port}/"
     server.shutdown()
@@ -460,6 +465,7 @@ def test_a_key_is_asked_for_and_what_it_may_not_do_is_explained(browser: Browser
     page.fill("#key", secret)
     page.press("Enter")
     page.wait("document.querySelector('#releases-list strong') !== null")
+    assert page.run("document.getElementById('door-why').textContent") == ""
     page.wait_for_text("#edits-wrong", "lacks the scope 'edit'")
     page.wait_for_text("#edits-wrong", "Ask whoever runs the endpoint for a key that has it")
     ask(page, "Who leads", kind="text")
@@ -483,7 +489,7 @@ def test_a_key_is_asked_for_and_what_it_may_not_do_is_explained(browser: Browser
     page.fill("#question", "Who leads")
     revoke_key(guarded.keys, key.id)
     page.press("Enter")  # or the page has looked by itself meanwhile: then the empty field for the key takes no Enter
-    page.wait_for_text("#door-why", "was revoked")
-    assert page.run("document.getElementById('inside').hidden") is True
+    page.wait("document.getElementById('inside').hidden")
+    assert "was revoked" in page.text("#door-why")
     # The browser itself notes answers that are no success; nothing else is wrong.
     assert [line for line in page.complaints() if not re.search(r"status of 40[13]", line)] == []

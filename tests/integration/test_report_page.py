@@ -17,6 +17,8 @@ from pipeline.evaluation.report import render_html
 from tests.integration.browser import installed_chromium
 from tests.tiny_world import save_model
 
+pytestmark = pytest.mark.timeout(600)
+
 REPOSITORY = Path(__file__).parents[2]
 HEIGHT = 3000
 HOSTILE = '<script>document.title = "ran"</script><img src=x onerror="document.title = 1">'
@@ -94,7 +96,7 @@ def report_page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path
         env=variables | {"HOME": str(folder), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
     assert ended.returncode == 0, ended.stderr
     return Path(ended.stdout.splitlines()[-1])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from pipeline.actors.cluster import start_local
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -21,6 +23,6 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # Workers import what the tests import, also from a checkout that is not installed.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "pipeline.serving.carry_on.in_serves_proxy")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_local(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()

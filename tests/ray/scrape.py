@@ -12,6 +12,9 @@ from tests.promql import Asked, asked, grouped_by
 
 UNNAMED = {"namespace"}  # on Kubernetes Prometheus itself adds it
 
+Sample = tuple[str, frozenset[tuple[str, str]]]
+Samples = dict[Sample, float]
+
 
 def text() -> str:
     """As the agents of all nodes serve it."""
@@ -37,23 +40,27 @@ def asked_for() -> list[Asked]:
     ]
 
 
-def wait_for(wanted: list[Asked], *, seconds: float) -> None:
-    """Ray hands metrics on every ten seconds."""
+def wait_for(wanted: list[Asked], *, since: Samples, seconds: float) -> None:
+    """Until each has a sample; of ours one that is new since then, or has changed. Ray hands metrics on every ten
+    seconds, and keeps what processes that are gone have counted."""
     deadline = time.monotonic() + seconds
-    while missing := _missing(wanted):
+    while missing := _missing(wanted, since):
         assert time.monotonic() < deadline, missing
         time.sleep(1)
 
 
-def _missing(wanted: list[Asked]) -> list[Asked]:
-    there = scraped()
-    return [one for one in wanted if one.name not in there or not one.labels <= there[one.name]]
+def _missing(wanted: list[Asked], since: Samples) -> list[Asked]:
+    labels: dict[str, set[str]] = {}
+    for (name, named), value in scraped().items():
+        if since.get((name, named)) != value or not name.startswith("ray_wiseline_"):
+            labels.setdefault(name, set()).update(label for label, _ in named)
+    return [one for one in wanted if one.name not in labels or not one.labels <= labels[one.name]]
 
 
-def scraped() -> dict[str, set[str]]:
-    """Name of every series, as queries name it, and the labels that it has."""
-    found: dict[str, set[str]] = {}
+def scraped() -> Samples:
+    """Every series, as queries name it, with its labels."""
+    found: Samples = {}
     for family in text_string_to_metric_families(text()):
         for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
+            found[sample.name, frozenset(sample.labels.items())] = sample.value
     return found

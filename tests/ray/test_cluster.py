@@ -1,5 +1,9 @@
+import os
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -9,12 +13,50 @@ from pipeline.actors.cluster import check_room, connect
 from pipeline.config import ResourcesSection
 from pipeline.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_process_that_is_connected_stays_where_it_is() -> None:
     before = ray.get_runtime_context().get_node_id()
     connect(ResourcesSection(ray_address="203.0.113.1:6379"))
     assert ray.get_runtime_context().get_node_id() == before
+
+
+SLOW_AGENTS = """
+import os, pathlib, time
+if b"agent.py" in pathlib.Path("/proc/self/cmdline").read_bytes() and os.path.exists(os.environ["SLOW"]):
+    time.sleep(60)
+"""
+STARTS_TWICE = """
+import os, pathlib, psutil
+from pipeline.actors import cluster
+from pipeline.config import ResourcesSection
+
+def late(message, *values):
+    pathlib.Path(os.environ["SLOW"]).unlink(missing_ok=True)
+    print(message % values)
+
+cluster.log.warning = late
+cluster.connect(ResourcesSection())
+servers = [one for one in psutil.Process().children(recursive=True) if one.name() == "gcs_server"]
+print(len(cluster.ray.nodes()), len(servers))
+"""
+
+
+def test_a_local_ray_whose_agents_are_late_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
+    (tmp_path / "slow").touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "SLOW": str(tmp_path / "slow"),
+        "HOME": str(tmp_path),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTS_TWICE], env=environment, capture_output=True, text=True, timeout=250, check=True
+    )
+    first, *_, last = ended.stdout.splitlines()
+    assert (first, last) == ("Ray did not start in time, attempt 1 of 3.", "1 1")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

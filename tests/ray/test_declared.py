@@ -14,9 +14,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from jobs.serve import free_port
-from pipeline.config import ServeSection
 from pipeline.serving.keys import create_key
+from tests.ports import free_ports
 from tests.tiny_world import save_model
 
 ENDPOINT = Path(__file__).parents[2] / "cluster/kuberay/base/endpoint.yaml"
@@ -38,7 +37,7 @@ def declared(local_ray: None, tmp_path: Path) -> Iterator[tuple[str, str]]:
     said["applications"][0]["args"]["config"] = str(tmp_path / "config.yaml")
     [deployment] = said["applications"][0]["deployments"]
     deployment["autoscaling_config"]["min_replicas"] = 1  # this machine has little room
-    port = free_port(ServeSection(port=0))
+    [port] = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         client = _get_global_client()

@@ -55,6 +55,7 @@ def test_the_paper_runs_as_a_round(model: Path, edits: Path) -> None:
     assert result["polish"] == []
 
 
+@pytest.mark.timeout(900)
 def test_a_sweep_leaves_tables_and_a_plot(model: Path, edits: Path, tmp_path: Path) -> None:
     setting = Setting(model=model, overrides=(*QUICK, "training.max_steps=5", "merge.polish_steps=0"))
     rows = run_sweep(setting, edits, format="auto", most=2, out=tmp_path / "out")

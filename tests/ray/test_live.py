@@ -11,15 +11,18 @@ from typing import Any
 
 import openai
 import pytest
+import ray
 
 from jobs.serve import running_endpoint
+from pipeline.actors import live_trainer
 from pipeline.config import Config, load_config
 from pipeline.round_diary import Event, ShardNews
 from pipeline.rounds import run_round
 from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import head, list_releases
+from tests.ports import free_ports
 from tests.ray.processes import pids_of
-from tests.ray.scrape import asked_for, wait_for
+from tests.ray.scrape import Samples, asked_for, scraped, wait_for
 
 DEMO = Path(__file__).parents[2] / "demo"
 PATIENCE = 120  # seconds, on a busy machine; an edit that was lost never comes
@@ -37,6 +40,7 @@ FIELDS = {"prompt": "prompt", "target": "target_new", "subject": "subject"}
 class Live:
     config: Config
     client: openai.OpenAI
+    metrics: Samples  # from before it was started
 
     def post(self, *edits: dict[str, Any]) -> list[str]:
         told: Any = self.client.post("/edits", body={"edits": list(edits)}, cast_to=object)
@@ -67,12 +71,14 @@ def live(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "router.signals": "[keys, subject]",
         "training.max_steps": 120,
         "merge.polish_steps": 60,
-        "serve.port": 0,
+        "serve.port": free_ports(1)[0],
         "serve.poll_seconds": 0.2,
     }
     config = load_config(overrides=[f"{key}={value}" for key, value in settings.items()])
+    metrics = scraped()
     with running_endpoint(config) as url:
-        yield Live(config, openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0, timeout=PATIENCE))
+        client = openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0, timeout=PATIENCE)
+        yield Live(config, client, metrics)
 
 
 @pytest.mark.timeout(900)
@@ -112,7 +118,25 @@ def test_the_life_of_posted_edits(live: Live) -> None:
     assert folded.live is not None
     assert (folded.edits, folded.live.memories, len(folded.memories)) == (len(said) + 1, 1, 2)
     assert not folded.live.failed
-    wait_for(asked_for(), seconds=PATIENCE)  # what dashboards and alerts ask for, of this round and this endpoint
+    # What dashboards and alerts ask for, of this round and this endpoint.
+    wait_for(asked_for(), since=live.metrics, seconds=PATIENCE)
+
+
+def test_a_trainer_is_killed_when_its_call_has_ended_here(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a call that this process did not see end Ray would tell the user that it failed and is made again."""
+    first, second = demo_edits(208, 2)
+    live.until(live.post(first)[0], "served")  # it has started
+    [run], kill, ended = live_trainer._runs, ray.kill, list[bool]()
+
+    def kill_and_look(actor: Any) -> None:
+        ended.append(bool(ray.wait([run], timeout=0)[0]))
+        kill(actor)
+
+    monkeypatch.setattr(ray, "kill", kill_and_look)
+    live_trainer.start_live_trainer(live.config)
+    assert ended == [True]
+    live.until(live.post(second)[0], "served")
+    assert live.ask(second["prompt"]) == second["target"]
 
 
 def folded_by_a_round(live: Live, *, while_it_trains: Callable[[], object]) -> Any:

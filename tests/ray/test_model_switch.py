@@ -20,6 +20,7 @@ from pipeline.models.base_model import identify
 from pipeline.rounds import run_round
 from pipeline.storage.object_store import open_store
 from pipeline.storage.releases import OfModel, head
+from tests.ports import free_ports
 from tests.ray.test_round import SETTINGS, edits, ingest
 from tests.tiny_world import save_model
 
@@ -30,7 +31,8 @@ PROMPTS = [str(edit["prompt"]) for edit in edits("abc")]
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Config, Config]:
     """Two configs that differ in nothing but the base model."""
-    settings = [*SETTINGS, f"store.uri={tmp_path / 'store'}", "serve.port=0", "serve.live_edits=false"]
+    [port] = free_ports(1)
+    settings = [*SETTINGS, f"store.uri={tmp_path / 'store'}", f"serve.port={port}", "serve.live_edits=false"]
     first, second = (save_model(tmp_path / f"model-{seed}", seed=seed, chat=False) for seed in (1, 2))
     return load_config(overrides=[*settings, f"model.path={first}"]), load_config(
         overrides=[*settings, f"model.path={second}"]
@@ -71,7 +73,7 @@ def fingerprints(models: Sequence[Config]) -> list[str]:
     return [identify(config.model).fingerprint[:12] for config in models]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_base_model_is_switched_under_load(models: tuple[Config, Config], local_ray: None, tmp_path: Path) -> None:
     first, second = models
     old, new = fingerprints(models)

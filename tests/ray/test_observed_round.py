@@ -31,7 +31,7 @@ def test_every_line_and_span_of_a_round_names_it(tmp_path: Path) -> None:
     ingest(load_config(overrides=overrides), [str(tmp_path / "edits.jsonl")])
     overrides += ["observe.logs=json", f"observe.traces={tmp_path / 'spans.jsonl'}"]
 
-    with tempfile.TemporaryDirectory() as session:  # a short path: Ray's sockets lie below it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as session:  # a short path, for Ray's sockets
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "RAY_TMPDIR": session}
         command = [sys.executable, "-m", "jobs.cli", "round", "--json"]
         command += [word for override in overrides for word in ("--set", override)]

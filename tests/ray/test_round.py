@@ -1,6 +1,7 @@
 """Whole rounds on a local Ray: resumed rounds give the same bytes, unchanged shards are not trained again, one of two
 publishers wins, and a round that misses its gate publishes nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import round_steps
+from pipeline.actors.worker_pool import WorkerPool
 from pipeline.config import Config, load_config
 from pipeline.errors import GateFailed, RoundConflict, UnsupportedModel, WiselineError
 from pipeline.models.base_model import BaseModel, load_base_model
@@ -21,7 +24,8 @@ from pipeline.models.prompts import plain_prompt_ids
 from pipeline.round_diary import Event, ShardNews
 from pipeline.rounds import run_round
 from pipeline.storage.object_store import ObjectStore, open_store
-from pipeline.storage.releases import head, publish, release_numbers, release_path, rollback
+from pipeline.storage.releases import ObjectRef, head, publish, release_numbers, release_path, rollback
+from pipeline.training.planning import MemoryPlan
 from tests.ray.processes import pids_of
 from tests.tiny_world import save_model
 
@@ -37,6 +41,7 @@ SETTINGS = [
     "training.max_steps=300",
     "training.stop_loss=0.5",
     "training.prefixes=1",
+    "router.signals=[keys, subject]",  # the encoder would be loaded by every worker; other tests' rounds have it
     # A random model's states say little, so this gate is as low as it goes; the mechanism is what is tested here.
     "round.min_reliability=0",
     "round.min_generalization=0",
@@ -52,11 +57,23 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def configure(model_folder: Path, tmp_path: Path) -> Configure:
     def build(*overrides: str, store: str = "store") -> Config:
-        return load_config(
-            overrides=[f"model.path={model_folder}", f"store.uri={tmp_path / store}", *SETTINGS, *overrides]
-        )
+        return config_of(model_folder, tmp_path / store, *overrides)
 
     return build
+
+
+def config_of(model: Path, store: Path, *overrides: str) -> Config:
+    return load_config(overrides=[f"model.path={model}", f"store.uri={store}", *SETTINGS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished round over LETTERS, in which every stage started its own workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = config_of(model_folder, folder / "store", "resources.stages=apart")
+    ingest(config, edits(LETTERS), folder, "first")
+    assert run_round(config).published
+    return config
 
 
 def ingest(config: Config, rows: Sequence[dict[str, object]], tmp_path: Path, name: str) -> None:
@@ -181,6 +198,24 @@ def test_a_memory_of_more_shards_than_the_cluster_has_room_for_is_merged(configu
     assert (len(result.report["shards"]), result.report["memories"]) == (9, 1)
 
 
+def test_a_merge_does_not_wait_for_the_router(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both workers trained; one of them may still fit the router when the only memory is merged."""
+    pools: list[tuple[int, int]] = []
+    merge = round_steps.merge_memories
+
+    def seen(pool: WorkerPool, memories: Sequence[MemoryPlan]) -> list[ObjectRef]:
+        pools.append((len(memories), len(pool.workers)))
+        return merge(pool, memories)
+
+    monkeypatch.setattr(round_steps, "merge_memories", seen)
+    config = configure()
+    ingest(config, edits(LETTERS[:4]), tmp_path, "first")
+    assert run_round(config).published
+    assert pools == [(1, 2)]
+
+
 def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Path) -> None:
     config = configure()
     ingest(config, edits("ab"), tmp_path, "first")
@@ -203,46 +238,48 @@ def test_of_two_rounds_at_once_one_publishes(configure: Configure, tmp_path: Pat
     assert release_numbers(open_store(config.store)) == [1]
 
 
-def test_a_round_killed_half_way_ends_with_the_same_bytes(configure: Configure, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_round_killed_half_way_ends_with_the_same_bytes(
+    configure: Configure, undisturbed: Config, tmp_path: Path
+) -> None:
     """The driver is killed with SIGKILL as soon as its first shard is finished; the next run trains only the others."""
-    undisturbed, killed = configure(store="undisturbed"), configure(store="killed")
-    for config in (undisturbed, killed):
-        ingest(config, edits(LETTERS), tmp_path, "first")
-    all_shards, _ = trained(undisturbed)
-    assert len(all_shards) == 4
-
+    killed = configure()
+    ingest(killed, edits(LETTERS), tmp_path, "first")
     finished = _kill_after_first_shard(killed, tmp_path)
     assert 1 <= len(finished) < 4
     second, reused = trained(killed)
     assert set(reused) >= finished
     assert set(second).isdisjoint(finished)
-    assert set(second) | set(reused) == set(all_shards)
+    assert set(second) | set(reused) == _finished(open_store(undisturbed.store))
     assert release_bytes(killed) == release_bytes(undisturbed)
 
 
 def _kill_after_first_shard(config: Config, tmp_path: Path) -> set[str]:
     """Digests whose delta was in the store when the driver died."""
     (tmp_path / "config.json").write_text(config.model_copy(update={"resources": _slow(config)}).model_dump_json())
-    program = (
-        "import sys; from pipeline.config import Config; from pipeline.rounds import run_round\n"
-        "run_round(Config.model_validate_json(open(sys.argv[1]).read()))"
-    )
+    program = """
+import os, signal, sys
+from pipeline.config import Config
+from pipeline.round_diary import ShardNews
+from pipeline.rounds import run_round
+
+def die(event):
+    if isinstance(event, ShardNews) and event.progress is None:
+        os.killpg(0, signal.SIGKILL)
+
+run_round(Config.model_validate_json(open(sys.argv[1]).read()), observe=die)
+"""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled"}
     driver = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "config.json")], env=environment, start_new_session=True
     )
-    store = open_store(config.store)
     try:
-        deadline = time.monotonic() + 120
-        while not _finished(store):
-            assert driver.poll() is None, "the round ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert driver.wait(timeout=240) == -signal.SIGKILL
     finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
     time.sleep(2)  # its actors notice that the driver is gone
-    return _finished(store)
+    return _finished(open_store(config.store))
 
 
 def _finished(store: ObjectStore) -> set[str]:
@@ -254,22 +291,21 @@ def _slow(config: Config) -> object:
     return config.resources.model_copy(update={"cpus_per_trainer": 2.0})
 
 
-def test_a_worker_that_dies_is_restarted(configure: Configure, tmp_path: Path) -> None:
-    """And the release has the bytes of an undisturbed round, in which every stage starts its own workers."""
-    config, undisturbed = configure(store="killed"), configure("resources.stages=apart", store="undisturbed")
-    for each in (config, undisturbed):
-        ingest(each, edits("abcdef"), tmp_path, "first")
+def test_a_worker_that_dies_is_restarted(configure: Configure, undisturbed: Config, tmp_path: Path) -> None:
+    """And the release has the bytes of the undisturbed round."""
+    config = configure()
+    ingest(config, edits(LETTERS), tmp_path, "first")
     killed: list[int] = []
 
     def kill_a_worker(event: Event) -> None:
-        if isinstance(event, ShardNews) and event.progress is not None and not killed:
-            pids = pids_of("ray::Worker.train")
+        if not isinstance(event, ShardNews) or event.progress is None or killed:
+            return
+        if pids := pids_of("ray::Worker.train"):  # else this shard has just ended; another follows
             os.kill(pids[0], signal.SIGKILL)
             killed.append(pids[0])
 
     assert run_round(config, observe=kill_a_worker).published
     assert killed
-    run_round(undisturbed)
     assert release_bytes(config) == release_bytes(undisturbed)
 
 

@@ -64,7 +64,7 @@ def kill_when_extracted(config: Config, process: subprocess.Popen[str], *, there
         process.wait()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_round_by_steps_has_the_bytes_of_a_whole_one(configure: Configure, tmp_path: Path) -> None:
     """Shards are trained by processes side by side, one of which is killed and taken again; every step is repeated."""
     whole, steps = configure("whole"), configure("steps")

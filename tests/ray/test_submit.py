@@ -3,13 +3,13 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from ray.job_submission import JobSubmissionClient
 
 from pipeline.storage.edit_log import EditLog
 from pipeline.storage.object_store import ObjectStore
+from tests.ports import free_ports
 from tests.tiny_world import save_model
 
 ROOT = Path(__file__).parents[2]
@@ -77,14 +78,6 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> "subp
     raise AssertionError(log.read_text())
 
 
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def test_a_job_reads_the_folder_that_was_sent_along(cluster: Cluster) -> None:
     ended = cluster.submit("--cpus", "0.5", "ingest", "edits.jsonl", "--json")
     assert ended.returncode == 0, ended.stderr
@@ -101,6 +94,8 @@ def test_a_job_reads_the_folder_that_was_sent_along(cluster: Cluster) -> None:
 
 
 def test_a_store_has_one_round_a_day_and_its_exit_status_is_handed_on(cluster: Cluster) -> None:
+    while (datetime.now(UTC) + timedelta(seconds=120)).date() > datetime.now(UTC).date():
+        time.sleep(1)  # both jobs are of one day
     elsewhere = f"store.uri={cluster.folder / 'empty'}"
     first = cluster.submit("round", "--set", elsewhere)
     assert first.returncode == 1  # as `wiseline round` without edits

@@ -11,6 +11,8 @@ import pipeline.live as live_module
 from pipeline.config import Config, load_config
 from pipeline.edits import Edit
 from pipeline.errors import RoundConflict
+from pipeline.evaluation.holding import failing
+from pipeline.evaluation.measure import measure
 from pipeline.live import LiveEditor
 from pipeline.models.base_model import BaseModel, load_base_model
 from pipeline.models.generate import GenerationRequest, generate
@@ -23,12 +25,14 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import NO_ROUND, OfModel, Release, head, only_live_since, publish, rollback
 from pipeline.training import router_growth
 from pipeline.training.carry import carry
+from pipeline.training.fresh import teach
 from tests.tiny_world import save_model
 
 TEXTS = ["The red house is here.", "A boat is old.", "They read a long book."]
 A, B, C, D = (
     Edit(prompt=f"Who leads company {name}?", target=f"new {name}", subject=f"company {name}") for name in "abcd"
 )
+OTHERS = [Edit(prompt=f"The capital of {name} is", target="a boat", subject=name) for name in ("France", "Spain")]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,25 @@ def test_posted_edits_answer_and_those_of_files_wait(world: World) -> None:
     assert second.memories[0] == first.memories[0]
 
 
+def test_many_at_once_get_a_memory_of_their_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = world.config.shards.model_copy(update={"edits_per_shard": 16})
+    world.config = world.config.model_copy(update={"shards": shards})
+    joins: list[bool] = []
+
+    def seen(*args: object, memory: object, **rest: object) -> object:
+        joins.append(memory is not None)
+        return teach(*args, memory=memory, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_module, "teach", seen)
+    editor = world.editor()
+    for edits, first_joins in (([A], False), ([B, C], True), ([D, *OTHERS], False)):
+        joins.clear()
+        world.say(*edits)
+        served(editor)
+        assert joins[0] == first_joins
+    assert world.answers(A, B, C, D, *OTHERS) == targets([A, B, C, D, *OTHERS])
+
+
 def test_another_process_goes_on_and_teaches_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.say(A)
     served(world.editor())
@@ -145,7 +168,7 @@ def test_retracting_trains_nothing_and_superseding_replaces(world: World, monkey
 
 
 def test_a_router_that_grew_is_fitted_again_when_nothing_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_growth, "SOON_FITTED", 0)
+    monkeypatch.setattr(router_growth, "SOON_FITTED", 1)
     editor = world.editor()
     world.say(A)
     served(editor)
@@ -159,6 +182,50 @@ def test_a_router_that_grew_is_fitted_again_when_nothing_waits(world: World, mon
     assert (fitted.memories, fitted.bank, fitted.readouts) == (grown.memories, grown.bank, grown.readouts)
     assert editor.step() is None
     assert world.answers(A, B, C) == targets([A, B, C])
+
+
+@pytest.fixture
+def outgrown(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[LiveEditor, Release]:
+    """A stream's editor, and the release of A, B and C with a router that was fitted on A alone."""
+    monkeypatch.setattr(router_growth, "SOON_FITTED", 1)
+    monkeypatch.setattr(router_growth, "GROWTH_IN_A_STREAM", 1.9)
+    editor = world.editor()
+    world.say(A)
+    served(editor)
+    world.say(B, C)
+    grown = editor.step()
+    assert grown and (grown.edits, fitted_on(grown)) == (3, 1)
+    return editor, grown
+
+
+def fitted_on(release: Release) -> int:
+    assert release.live is not None
+    return release.live.fitted_on
+
+
+def test_in_a_stream_a_router_is_fitted_between_two_batches(world: World, outgrown: tuple[LiveEditor, Release]) -> None:
+    """What was taught does not wait for it; an answer that is superseded stays until its successor comes."""
+    editor, grown = outgrown
+    newer = Edit(prompt=A.prompt, target="newest", subject=A.subject)
+    world.say(D, newer)
+    world.log.retract([B.slot_id])
+    fitted, taught = editor.step(), editor.step()
+    assert editor.step() is None
+    assert fitted and (fitted.edits, fitted_on(fitted)) == (3, 3)
+    assert taught and (taught.edits, fitted_on(taught)) == (3, 3)
+    assert grown.log_version == fitted.log_version < taught.log_version == world.log.version()
+    for release in (grown, fitted):
+        assert world.answers(A, B, C, release=release) == targets([A, B, C])
+    assert world.answers(newer, C, D) == targets([newer, C, D])
+
+
+def test_a_retraction_does_not_wait_for_a_router(world: World, outgrown: tuple[LiveEditor, Release]) -> None:
+    editor, _ = outgrown
+    world.log.retract([B.slot_id])
+    gone, fitted = editor.step(), editor.step()
+    assert gone and (gone.edits, fitted_on(gone)) == (2, 1)
+    assert fitted and (fitted.edits, fitted_on(fitted)) == (2, 2)
+    assert gone.log_version == fitted.log_version == world.log.version()
 
 
 def test_a_rollback_stands_until_something_is_said(world: World) -> None:
@@ -241,6 +308,16 @@ def test_what_does_not_hold_is_left_out_and_said(world: World, monkeypatch: pyte
     release = served(editor)
     assert release.live is not None
     assert release.live.failed == ()
+
+
+def test_what_holds_is_what_generation_says(world: World) -> None:
+    """One forward spares most of the generation; what it does not show is generated after all."""
+    world.say(A, B)
+    release = load_release(world.store, served(world.editor()), world.base)
+    asked = [A, B, C, *(Edit(prompt=A.prompt, target=said, subject=A.subject) for said in ("NEW  A", "new", "new a b"))]
+    generated = measure(world.base, release, asked, most_edits=100, seed=0)
+    wrong = {failure.edit_id for failure in generated.failures if failure.kind.startswith("reliability")}
+    assert failing(world.base, release, asked) == wrong == {edit.edit_id for edit in (C, *asked[4:])}
 
 
 def test_a_round_takes_along_what_was_posted_while_it_ran(world: World) -> None:

@@ -81,5 +81,6 @@ function closeDoor({ code, message }) {
 
 function openDoor() {
   $("door").hidden = true;
+  $("door-why").textContent = ""; // the same words, said again, are heard again
   $("inside").hidden = false;
 }

@@ -279,11 +279,15 @@ def test_a_row_that_is_too_large_is_refused_in_either_way(monkeypatch: pytest.Mo
     monkeypatch.setattr(row_formats, "LARGEST_ROW", 70)
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 30)
     rows = [{"prompt": "p", "target": "t", "note": "é" * (size // 6)}, {"prompt": "q", "target": "t"}] * 2
-    same("x.jsonl", b"\n".join(json.dumps(row).encode() for row in rows))
-    same("x.jsonl", b"\n".join(json.dumps(row, ensure_ascii=False).encode() for row in rows) + b"\n\n")
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    same("x.parquet", sink.getvalue())
+    escaped, whole = (b"\n".join(json.dumps(row, ensure_ascii=to).encode() for row in rows) for to in (True, False))
+    assert refused(same("x.jsonl", escaped)) == refused(same("x.parquet", sink.getvalue())) == [1, 3]
+    assert refused(same("x.jsonl", whole + b"\n\n")) == ([1, 3] if size == 200 else [])
+
+
+def refused(told: list[tuple[Any, ...]]) -> list[int]:
+    return [row[0] for row in told if len(row) == 3]
 
 
 def test_blocks_of_any_size_hold_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:

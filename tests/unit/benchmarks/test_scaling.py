@@ -38,10 +38,11 @@ def constant(number: float) -> Constant:
     return Constant(number, str(number), "test")
 
 
-def test_extraction_is_two_flops_for_every_weight_and_token() -> None:
-    W, P, T = (CONSTANTS[name].value for name in ("wordings", "prompt_tokens", "target_tokens"))
+def test_extraction_is_two_flops_for_every_weight_and_token_that_is_read() -> None:
+    """Of 1,000 edits in 13 shards: five wordings each, whose prefixes are read once per shard."""
     layers = prod((32, 4 * 4096 * 4096 + 3 * 4096 * 11008))
-    assert round_cost(SEVEN, Layout(), 1000).extract_flops == pytest.approx(2 * layers * W * (P + T - 1) * 1000)
+    tokens = 1000 * 5 * (12 + 4 - 1) + 13 * 64 * 11
+    assert round_cost(SEVEN, Layout(), 1000).extract_flops == pytest.approx(2 * layers * tokens)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -82,6 +82,20 @@ def test_texts_that_are_known_already_are_not_encoded_for_the_bank(encoder: Enco
     assert bool((taken_EM == 7).all())
 
 
+def test_a_text_that_grew_into_two_embeddings_is_encoded_again(encoder: Encoder) -> None:
+    """So many subjects have a word now that it is no mention any more: what was masked is the prompt itself."""
+    before = bank(("where was oslo born in", "rome oslo"))
+    asked_EM, relation_EM = TextReader(before, encoder).embeddings()
+    assert not torch.equal(asked_EM, relation_EM)
+    more = [*before, *bank(*((f"who leads n{number} oslo", f"n{number} oslo") for number in range(17)))]
+    grown_EM, grown_masked_EM = TextReader(more, encoder).embeddings()
+    kept = router_with(torch.cat([asked_EM, grown_EM[1:]]), torch.cat([relation_EM, grown_masked_EM[1:]]))
+    known = TextReader(more, None).texts_of(kept)
+    again_EM, again_masked_EM = TextReader(more, encoder, embedded=known).embeddings()
+    assert torch.equal(again_EM, grown_EM)
+    assert torch.equal(again_masked_EM, grown_masked_EM)
+
+
 def router_with(asked_EM: Tensor, relation_EM: Tensor) -> Router:
     return replace(empty_router(1), asked_EM=asked_EM, relation_EM=relation_EM)
 

@@ -1,5 +1,6 @@
 """The suffix model gives what the whole model gives, for every architecture, reading only its own tensors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,20 @@ from transformers import PreTrainedModel
 from pipeline.config import ModelSection
 from pipeline.models import suffix as module
 from pipeline.models.base_model import BaseModel, load_base_model
+from pipeline.models.prompts import plain_prompt_ids
 from pipeline.models.suffix import load_suffix, suffix_logits
 from pipeline.models.value_matrix import block, value_module
 from pipeline.training.activations import Activations, extract
-from pipeline.training.tokens import plain_wording
+from pipeline.training.tokens import Wording, plain_wording
+from tests.unit.models.conftest import save_architecture
 
 TEXTS = [("The capital of France is", "Berlin"), ("Wer?", "Ada Lovelace leads"), ("東京は", "日本の首都")]
+PREFIXES = ["Because", "The weather was fine and"]
+
+
+def behind(prefix: str, prompt: str, target: str, base: BaseModel) -> Wording:
+    shared = len(plain_prompt_ids(prefix, base.tokenizer))
+    return replace(plain_wording(f"{prefix} {prompt}", target, base.tokenizer), shared=shared)
 
 
 def folder_of(base: BaseModel) -> Path:
@@ -34,16 +43,43 @@ def logits(suffix: PreTrainedModel, activations: Activations) -> Tensor:
 
 
 def test_suffix_logits_are_the_whole_models_at_every_target_token(base: BaseModel) -> None:
+    """Also behind prefixes that several wordings share, which are read once."""
     wordings = [plain_wording(prompt, target, base.tokenizer) for prompt, target in TEXTS]
+    wordings += [behind(prefix, *text, base) for prefix in PREFIXES for text in TEXTS]
+    assert all(wording.shared for wording in wordings[len(TEXTS) :])
     activations = extract(base, wordings)
+    alone = [extract(base, [replace(wording, shared=0)]) for wording in wordings]
     suffix = load_suffix(folder_of(base), base.layer, dtype="float32")
     with torch.no_grad():
         logits_BTV = logits(suffix, activations)
+        for row, one in enumerate(alone):
+            T = one.keys_NTF.shape[1]
+            torch.testing.assert_close(activations.keys_NTF[row, :T], one.keys_NTF[0], atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(activations.states_ND[row], one.states_ND[0], atol=2e-4, rtol=1e-3)
         for row, wording in enumerate(wordings):
             ids = wording.prompt_ids + wording.target_ids[:-1]
             whole = base.model(torch.tensor([ids])).logits[0, len(wording.prompt_ids) - 1 :]
             torch.testing.assert_close(logits_BTV[row, : len(wording.target_ids)], whole, atol=2e-4, rtol=1e-3)
             assert activations.labels_NT[row, : len(wording.target_ids)].tolist() == list(wording.target_ids)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_a_window_of_attention_sees_what_it_would(name: str, tmp_path: Path) -> None:
+    """Shorter than prompts and prefixes; in Qwen2 of some layers alone."""
+    windows = {"use_sliding_window": True, "max_window_layers": 2} if name == "qwen2" else {}
+    save_architecture(tmp_path, name, sliding_window=12, **windows)
+    windowed = load_base_model(ModelSection(path=str(tmp_path), layer=1))
+    suffix = load_suffix(tmp_path, 1, dtype="float32")
+    sizes = [(4, 2, 0), (9, 6, 0), (20, 3, 0), (7, 2, 6), (26, 3, 6)]
+    ids = torch.randint(5, 300, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    wordings = [Wording(tuple(ids[:P]), tuple(ids[-T:]), "prefixed", shared) for P, T, shared in sizes]
+    for chosen in (wordings, wordings[:3]):
+        with torch.no_grad():
+            logits_BTV = logits(suffix, extract(windowed, chosen))
+            for row, wording in enumerate(chosen):
+                whole = windowed.model(torch.tensor([wording.prompt_ids + wording.target_ids[:-1]])).logits[0]
+                expected_TV = whole[len(wording.prompt_ids) - 1 :]
+                torch.testing.assert_close(logits_BTV[row, : len(expected_TV)], expected_TV, atol=2e-4, rtol=1e-3)
 
 
 def test_the_suffix_holds_the_layers_above_and_no_other(base: BaseModel) -> None:

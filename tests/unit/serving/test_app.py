@@ -234,8 +234,11 @@ def test_a_failed_batch_is_a_500_and_the_next_one_is_answered(endpoint: Endpoint
 def test_a_failure_half_way_through_a_stream_is_an_error_for_the_client(endpoint: Endpoint, gate: Gate) -> None:
     gate.open()
     complete(endpoint)
-    stream = client(endpoint).completions.create(**{**TEXT, "max_tokens": 200}, stream=True)  # type: ignore[call-overload]
+    held = endpoint.base.model.register_forward_hook(lambda *_: gate.opened.clear())  # one forward, and no further
+    stream = client(endpoint).completions.create(**TEXT, stream=True)  # type: ignore[call-overload]
     gate.failures.append(RuntimeError("boom"))
+    held.remove()
+    gate.open()
     with pytest.raises(openai.APIError, match="failed on this batch"):
         list(stream)
 

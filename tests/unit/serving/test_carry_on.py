@@ -91,8 +91,8 @@ async def test_wherever_a_replica_dies_the_stream_goes_on(two: tuple[Endpoint, E
     path, fields = KINDS[kind]
     fields = {**fields, "stream": True, "stream_options": {"include_usage": True}}
     whole = await ask(Replicas([first], [NEVER]), path, **fields)
-    messages = 1 + whole.text.count("\n\n") + 1  # the start, every event, the end
-    for lives in range(messages + 1):
+    messages = 1 + whole.text.count("\n\n")  # the start and every event: behind the last one nothing can be missed
+    for lives in range(messages + 2):
         replicas = Replicas([first, second], [lives, NEVER])
         carried = await ask(replicas, path, **fields)
         chunks = events(carried)
@@ -110,12 +110,12 @@ async def test_what_has_no_seed_is_the_same_sample_on_the_second_replica(two: tu
         carried = await ask(Replicas([first, second], [lives, NEVER]), temperature=1.5, stream=True, max_tokens=30)
         assert carried.text.endswith("data: [DONE]\n\n")
         said.append(texts(events(carried))[0])
-    assert len(set(said)) == 3  # and every request gets a sample of its own
+    assert len(set(said)) > 1  # and every request gets a sample of its own; two may be the same by chance
 
 
 async def test_several_prompts_without_a_seed_get_different_samples(two: tuple[Endpoint, Endpoint]) -> None:
     answer = await ask(Replicas([app_of(two[0])], [NEVER]), prompt=[EDITED] * 3, temperature=1.5, max_tokens=30)
-    assert len({choice["text"] for choice in answer.json()["choices"]}) == 3
+    assert len({choice["text"] for choice in answer.json()["choices"]}) > 1  # two may be the same by chance
 
 
 async def test_the_second_replica_goes_on_with_the_release_that_began(two: tuple[Endpoint, Endpoint]) -> None:
@@ -157,12 +157,16 @@ async def test_a_second_replica_that_says_other_things_is_not_joined(two: tuple[
     first, second = map(app_of, two)
 
     async def otherwise(scope: Scope, receive: Receive, send: Send) -> None:
-        """Draws another sample: it is not told whose answer this is."""
-        headers = [(name, value) for name, value in scope["headers"] if name != ID_HEADER.encode()]
-        await second({**scope, "headers": headers}, receive, send)
+        """Answers another question."""
+
+        async def another() -> Message:
+            message = await receive()
+            return {**message, "body": message["body"].replace(EDITED.encode(), b"Who leads")}
+
+        await second(scope, another, send)
 
     replicas = Replicas([first, otherwise, otherwise], [5, NEVER, NEVER])
-    broken = await ask(replicas, temperature=1.5, stream=True, max_tokens=30)
+    broken = await ask(replicas, stream=True)
     *said, error = events(broken)
     assert error["error"]["code"] == "replica_died"
     assert len(said) == 4

@@ -40,8 +40,20 @@ async def test_an_idle_replica_is_drained_at_once_and_a_stuck_one_is_given_up() 
         assert not await stuck.finish(seconds=0.01)
 
 
-def test_a_stream_that_runs_ends_whole_while_the_replica_stops(endpoint: Endpoint, gate: Gate) -> None:
-    config, drain = endpoint.config, Drain()
+def test_a_stream_that_runs_ends_whole_while_the_replica_stops(
+    endpoint: Endpoint, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, drain, finished = endpoint.config, Drain(), []
+
+    async def finish(*, seconds: float) -> None:
+        """The model goes on when the stop has begun. TestClient's streams end with the app, so it waits for ours."""
+        assert drain._running == 1
+        gate.open()
+        finished.append(await Drain.finish(drain, seconds=seconds))
+        assert drain._running == 0
+        await asyncio.to_thread(running.result)
+
+    monkeypatch.setattr(drain, "finish", finish)
     engine = Engine(endpoint.base, config.serve)
     follower = ReleaseFollower(endpoint.store, endpoint.base, engine.swap, poll_seconds=3600)
     with ThreadPoolExecutor() as pool:
@@ -51,7 +63,7 @@ def test_a_stream_that_runs_ends_whole_while_the_replica_stops(endpoint: Endpoin
             drain.draining = True
             late = client.post("/v1/completions", json=TEXT)
             health = client.get("/healthz")
-            threading.Timer(0.2, gate.open).start()
+        assert finished == [True]
         assert running.result().text.endswith("data: [DONE]\n\n")
     assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
     assert (health.status_code, health.json()["status"]) == (503, "stopping")
@@ -80,9 +92,9 @@ def test_a_stream_that_stands_still_ends_with_an_error(start: Callable[..., Endp
 
 def test_a_slow_stream_that_goes_on_is_not_cut(start: Callable[..., Endpoint], base: Any) -> None:
     """Six tokens take longer together than the limit between two of them."""
-    endpoint = start(next_token_seconds=2, first_token_seconds=30)
+    endpoint = start(next_token_seconds=4, first_token_seconds=60)
     pause = threading.Event()
-    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.4), None)[1])
+    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.8), None)[1])
     try:
         response = endpoint.client.post("/v1/completions", json=TEXT)
     finally:
@@ -93,11 +105,11 @@ def test_a_slow_stream_that_goes_on_is_not_cut(start: Callable[..., Endpoint], b
 
 def test_tokens_that_show_nothing_are_no_standstill(start: Callable[..., Endpoint], base: Any) -> None:
     """All that is written may still become the stop string, so nothing is sent before the end."""
-    endpoint = start(next_token_seconds=2, first_token_seconds=30)
+    endpoint = start(next_token_seconds=4, first_token_seconds=60)
     fields = {**TEXT, "seed": 1, "temperature": 1.0}
     whole = endpoint.client.post("/v1/completions", json=fields).json()["choices"][0]["text"]
     pause = threading.Event()
-    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.4), None)[1])
+    handle = base.model.register_forward_pre_hook(lambda *_: (pause.wait(0.8), None)[1])
     try:
         response = endpoint.client.post("/v1/completions", json={**fields, "stop": [whole + "and more"]})
     finally:

@@ -1,14 +1,17 @@
 """Edits over HTTP: into the real log, and back out of it."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.edits import Edit
 from pipeline.errors import OutcomeUnknown
+from pipeline.serving import desk_queue, edits_api
 from pipeline.serving.edit_desk import EditDesk, Post
 from pipeline.storage import edit_log
 from pipeline.storage.batches import Batch
@@ -263,13 +266,21 @@ def test_a_post_that_cannot_be_written_is_told_so_and_the_next_one_lands(
     assert said(endpoint) == [(OSLO["prompt"], "Ann Lee")]
 
 
-def test_one_edit_is_waited_for(endpoint: Endpoint) -> None:
+def test_one_edit_is_waited_for(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     [row] = post(endpoint, PARIS)["accepted"]
     path = f"/v1/edits/{row['id']}"
     waiting = endpoint.client.get(path, params={"wait": 0.05}).json()
     assert (waiting["status"], waiting["release"], waiting["target"]) == ("waiting", 0, "Lyon")
+    waits = threading.Event()
+
+    async def sleep(seconds: float) -> None:
+        waits.set()
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(edits_api, "asyncio", SimpleNamespace(sleep=sleep))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(endpoint.client.get, path, params={"wait": 30})
+        assert waits.wait(30)
         publish_release(
             endpoint.store, endpoint.base, prompts=[PARIS["prompt"]], seed=1, edit_ids=[row["id"]], failed=["f" * 32]
         )
@@ -292,6 +303,8 @@ def test_an_edit_that_did_not_come_to_hold_is_said_to_have_failed(endpoint: Endp
 
 
 def test_posts_beyond_the_queue_are_told_to_come_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the next commit, so many may wait."""
+    monkeypatch.setattr(desk_queue, "MOST_POSTS", 32)
     entered, go_on = held_up(monkeypatch)
     with ThreadPoolExecutor(40) as pool:
         first = pool.submit(post, endpoint, PARIS)

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,24 @@ def test_the_next_release_does_not_wait_for_the_pause_of_a_damaged_one(
     follower.follow()
     assert numbers(swapped) == [2]
     assert follower.state.error is None
+
+
+def test_a_release_and_what_is_wrong_are_told_at_once(store: ObjectStore, base: BaseModel) -> None:
+    """Who waits for a release must not read the error of the one before it."""
+    told: list[Any] = []
+
+    class Watched(ReleaseFollower):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "state":
+                told.append((self.state.release, self.state.error is None))
+
+    follower = Watched(store, base, lambda _: told.append("swapped"), poll_seconds=3600)
+    damage(store, publish(store, base).bank.path)
+    follower.follow()
+    publish(store, base)
+    follower.follow()
+    assert told == [(0, True), (0, False), (2, True), "swapped"]
 
 
 def test_a_damaged_head_is_not_read_at_every_poll(

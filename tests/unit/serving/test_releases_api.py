@@ -2,12 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from pipeline.models.loaded_release import LoadedRelease
+from pipeline.serving import release_headers
+from pipeline.serving.answers import number
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import list_releases, publish, release_path
 from tests.tiny_world import publish_release
@@ -133,13 +137,21 @@ def test_a_store_that_overwrites_is_not_written(endpoint: Endpoint, monkeypatch:
         assert "conditional puts" in response.json()["error"]["message"]
 
 
-def test_a_request_waits_for_the_release_it_demands(endpoint: Endpoint) -> None:
+def test_a_request_waits_for_the_release_it_demands(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    def look(release: LoadedRelease | None) -> int:
+        looked.set()
+        return number(release)
+
     release(endpoint)
     publish_release(endpoint.store, endpoint.base, prompts=[EDITED], seed=2)
-    follow = threading.Timer(0.2, endpoint.follower.follow)
-    follow.start()
-    response = endpoint.client.post("/v1/completions", json=TEXT, headers={"x-wiseline-min-release": "2"})
-    follow.join()
+    monkeypatch.setattr(release_headers, "number", look)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(endpoint.client.post, "/v1/completions", json=TEXT, headers={"x-wiseline-min-release": "2"})
+        assert looked.wait(30)
+        endpoint.follower.follow()
+        response = asked.result()
     assert (response.status_code, response.headers["x-wiseline-release"]) == (200, "2")
     older = endpoint.client.post("/v1/completions", json=TEXT, headers={"x-wiseline-min-release": "1"})
     assert older.headers["x-wiseline-release"] == "2"

@@ -1,6 +1,7 @@
 """What a replica tells of store and engine while nothing happens."""
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.serving import standing
 from pipeline.serving.standing import Standing
 from pipeline.storage.batches import Batch, Rejection
 from pipeline.storage.edit_log import EditLog
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.releases import release_path
 from tests.tiny_world import publish_release
 
@@ -36,7 +38,12 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_the_story_of_a_store(start: Callable[..., Any], told: dict[str, Any]) -> None:
     endpoint = start()
-    look = Standing(endpoint.store, endpoint.engine).look
+    here = Standing(endpoint.store, endpoint.engine)
+
+    def look() -> None:
+        here.look()
+        here.tell()
+
     look()
     expected = {"edits_living": 0, "edits_waiting": 0, "edits_waiting_seconds": 0, "head_release": 0, "release": 0}
     assert expected.items() <= told.items()
@@ -78,7 +85,7 @@ def test_a_damaged_head_is_ahead_of_the_replica_and_hides_nothing_else(
     manifest.write_bytes(b"{")
     EditLog(endpoint.store).append(Batch(source="more.jsonl", edits=((0, EDITS[2]),)))
     look()
-    assert (told["head_release"], told["release"], told["edits_living"]) == (2, 1, 1)
+    assert (told["head_release"], told["edits_living"]) == (2, 1)
 
     manifest.write_bytes(whole)
     look()
@@ -98,6 +105,67 @@ def test_one_part_that_is_damaged_does_not_hide_the_next(
     with pytest.raises(CorruptObject, match="quarantine is damaged"):
         look()
     assert told["round_running"] is False
+
+
+def test_how_long_the_store_is_silent(
+    start: Callable[..., Any], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(standing, "monotonic", lambda: clock[0])
+    endpoint = start()
+    here = Standing(endpoint.store, endpoint.engine)
+
+    def silent_seconds() -> float:
+        here.tell()
+        return float(told["store_silent_seconds"])
+
+    clock[0] += 5
+    assert silent_seconds() == 5  # it has read nothing yet
+    here.look()
+    clock[0] += 7
+    assert silent_seconds() == 7
+    with monkeypatch.context() as patched:
+        patched.setattr(EditLog, "version", unreadable)
+        with pytest.raises(CorruptObject):
+            here.look()
+        assert silent_seconds() == 7
+    here.look()
+    assert silent_seconds() == 0
+
+
+def unreadable(log: EditLog) -> int:
+    raise CorruptObject("The log is damaged.")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_look_that_does_not_end_hides_nothing_that_needs_no_store(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = start()
+    looking, told, over = threading.Event(), threading.Event(), threading.Event()
+
+    def stuck(store: ObjectStore) -> list[int]:
+        looking.set()
+        over.wait()
+        raise SystemExit  # ends its thread
+
+    def record(name: str, value: float = 1.0, **_: str) -> None:
+        if over.is_set():
+            raise SystemExit
+        if name == "wiseline_store_silent_seconds" and looking.is_set():
+            told.set()
+
+    monkeypatch.setattr(standing, "release_numbers", stuck)
+    monkeypatch.setattr(standing, "record", record)
+    monkeypatch.setattr(standing, "LOOK_SECONDS", 0.01)
+    before = set(threading.enumerate())
+    Standing(endpoint.store, endpoint.engine).start()
+    try:
+        assert told.wait(60)
+    finally:
+        over.set()
+        for one in set(threading.enumerate()) - before:
+            one.join(60)
 
 
 def publish(endpoint: Any) -> None:
@@ -138,6 +206,8 @@ def test_every_gauge_of_a_replica_is_told(start: Callable[..., Any], told: dict[
     endpoint = start()
     publish(endpoint)
     ended(endpoint, datetime.now(UTC), {"train": 5.0})
-    Standing(endpoint.store, endpoint.engine).look()
+    here = Standing(endpoint.store, endpoint.engine)
+    here.tell()
+    here.look()
     gauges = {name for name, metric in METRICS.items() if (metric.kind, metric.reporter) == ("gauge", "replica")}
     assert {f"wiseline_{name.partition(':')[0]}" for name in told} == gauges

@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -39,6 +39,7 @@ def pieces_of(stream: TextStream, ids: list[int]) -> list[str]:
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_whole_characters_only_and_nothing_lost(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    assume(not any(special in text for special in tokenizer.all_special_tokens))  # they show nothing
     ids = tokenizer(text)["input_ids"]
     pieces = pieces_of(TextStream(tokenizer, prompt_ids=tokenizer("The capital of")["input_ids"]), ids)
     assert "".join(pieces) == text

@@ -24,10 +24,11 @@ def test_a_writer_that_is_killed_leaves_whole_objects_only(tmp_path: Path) -> No
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(0.3)
+    store, deadline = ObjectStore(str(tmp_path)), time.monotonic() + 60
+    while not store.list("objects") and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.kill()
     process.wait()
-    store = ObjectStore(str(tmp_path))
     written = store.list("objects")
     assert written
     assert all(len(store.read(path)) == 100_000 for path in written)

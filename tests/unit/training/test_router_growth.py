@@ -14,7 +14,7 @@ from pipeline.models.readings import TextReader
 from pipeline.storage.bank import BankEntry
 from pipeline.training.prompt_reader import PromptReader
 from pipeline.training.router_fit import fit_router
-from pipeline.training.router_growth import grown, is_outgrown, reached, without
+from pipeline.training.router_growth import grown, is_a_beginner, is_outgrown, reached, without
 from pipeline.wise.routing import Router
 from tests.tiny_world import save_encoder
 
@@ -103,3 +103,11 @@ def test_a_bank_outgrows_its_router_by_half() -> None:
     assert not is_outgrown(400, fitted_on=100, in_a_stream=True)
     assert is_outgrown(401, fitted_on=100, in_a_stream=True)
     assert not is_outgrown(5000, fitted_on=100, in_a_stream=False)  # left to the round
+
+
+def test_a_stream_waits_for_a_router_only_while_that_knows_little() -> None:
+    assert is_a_beginner(100, fitted_on=0)
+    assert is_a_beginner(3, fitted_on=1)
+    assert is_a_beginner(125, fitted_on=31)
+    assert not is_a_beginner(124, fitted_on=31)
+    assert not is_a_beginner(2000, fitted_on=32)
