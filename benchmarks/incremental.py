@@ -32,11 +32,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.table import Table
 
 from jobs.ingest_edits import ingest
+from pipeline.actors.cluster import start_local
 from pipeline.config import Config, load_config
 from pipeline.edits import normalise
 from pipeline.round_diary import Event, MemoryNews, PhaseStarted
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args()
     rows = json.loads(options.data.read_text())[: options.edits]
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=CPUS, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         steps = None if options.as_configured else options.steps
         figures = measure(settings(Path(folder), steps=steps, overrides=options.set), rows, folder=Path(folder))

@@ -18,12 +18,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.closed_world import WORLD
 from jobs.ingest_edits import ingest
+from pipeline.actors.cluster import start_local
 from pipeline.config import Config, load_config
 from pipeline.round_diary import Event, ShardNews
 from pipeline.rounds import run_round
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="per shard")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args()
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=CPUS, log_to_driver=False)
     one, in_one = train(options.world, trainers=1, steps=options.steps)
     two, in_two = train(options.world, trainers=2, steps=options.steps)
     speedup = one / two

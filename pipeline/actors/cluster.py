@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 import ray
+from ray._private import worker as driver
 
 from pipeline.config import ResourcesSection
 from pipeline.errors import ConfigError, WiselineError
@@ -18,6 +19,7 @@ log = logger(__name__)
 
 Node = TypeVar("Node")
 
+_print_to_stdstream = getattr(driver, "print_to_stdstream", None)  # of Ray 2.60; it has no public name
 KNOCK_SECONDS = 10
 STARTS, KILL_SECONDS = 3, 10
 
@@ -36,6 +38,7 @@ def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "tex
     if logs == "json":
         quiet["logging_config"] = ray.LoggingConfig(encoding="JSON")
     if address:
+        _keep_stdout()
         try:
             _knock(address)
             ray.init(address=address, **quiet)
@@ -56,6 +59,7 @@ def connect(resources: ResourcesSection, *, logs: Literal["text", "json"] = "tex
 
 def start_local(**settings: Any) -> None:
     """A Ray of this process alone; `settings` are those of `ray.init`. Raises WiselineError where none comes up."""
+    _keep_stdout()
     # "local" never joins a Ray that somebody else started on this machine.
     started_in_time(lambda: ray.init(address="local", include_dashboard=False, **settings))
 
@@ -88,6 +92,19 @@ def _end(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(processes, timeout=KILL_SECONDS)
+
+
+def _keep_stdout() -> None:
+    """Standard output is the command's own, which scripts read. What Ray has to tell of its own accord (a lost node, a
+    call that it makes again) it would print there, `log_to_driver` or not, also after the last line: it goes to
+    standard error. That a call ended with an actor that we killed is no news to anybody."""
+    driver.print_to_stdstream = _on_stderr
+
+
+def _on_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+    lines = [line for line in data["lines"] if "killed by `ray.kill`" not in line]
+    assert _print_to_stdstream  # it is what this one replaced
+    _print_to_stdstream(data | {"lines": lines, "is_err": True}, ignore_prefix=ignore_prefix)
 
 
 def check_room(resources: ResourcesSection) -> None:

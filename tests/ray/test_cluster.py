@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,48 @@ def test_a_local_ray_whose_agents_are_late_is_started_again(tmp_path: Path) -> N
     )
     first, *_, last = ended.stdout.splitlines()
     assert (first, last) == ("Ray did not start in time, attempt 1 of 3.", "1 1")
+
+
+@ray.remote(num_cpus=0, max_restarts=1, max_task_retries=1)
+class Mortal:
+    def ends_its_process_once(self, trace: Path) -> None:
+        if not trace.exists():
+            trace.touch()
+            os._exit(1)
+
+    def sleeps(self, trace: Path) -> None:
+        trace.touch()
+        time.sleep(600)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_ray_tells_by_itself_is_not_in_a_commands_output(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    killed, died = Mortal.remote(), Mortal.remote()
+    call = killed.sleeps.remote(tmp_path / "sleeps")
+    until((tmp_path / "sleeps").exists)
+    ray.kill(killed)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(call, timeout=60)
+    ray.get(died.ends_its_process_once.remote(tmp_path / "died"), timeout=60)
+    out = err = ""
+
+    def told() -> bool:
+        nonlocal out, err
+        now = capsys.readouterr()
+        out, err = out + now.out, err + now.err
+        return "ends_its_process_once failed" in out + err
+
+    until(told)
+    assert out == "" and "sleeps failed" not in err
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
