@@ -95,16 +95,16 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _keep_stdout() -> None:
-    """Standard output is the command's own, which scripts read. What Ray has to tell of its own accord (a lost node, a
-    call that it makes again) it would print there, `log_to_driver` or not, also after the last line: it goes to
-    standard error. That a call ended with an actor that we killed is no news to anybody."""
+    """Standard output is the command's own, which scripts read. What Ray tells by itself (a lost node, a worker that
+    died) it would print there, `log_to_driver` or not, and repetitions at its end: it goes to standard error. Calls
+    that it makes again are not told: most are those of workers that we have just ended."""
+    os.environ.setdefault("RAY_enable_output_error_log_if_still_retry", "0")
     driver.print_to_stdstream = _on_stderr
 
 
-def _on_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
-    lines = [line for line in data["lines"] if "killed by `ray.kill`" not in line]
+def _on_stderr(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
     assert _print_to_stdstream  # it is what this one replaced
-    _print_to_stdstream(data | {"lines": lines, "is_err": True}, ignore_prefix=ignore_prefix)
+    _print_to_stdstream(data | {"is_err": True}, *arguments, **options)
 
 
 def check_room(resources: ResourcesSection) -> None:

@@ -114,8 +114,8 @@ def until(reached: Callable[[], Any]) -> Any:
 def ended(command: "subprocess.Popen[str]") -> dict[str, Any]:
     out, err = command.communicate(timeout=PATIENCE)
     assert command.returncode == 0, out + err
-    said: dict[str, Any] = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
-    return said  # Ray may tell of the lost node behind it
+    said: dict[str, Any] = json.loads(out.splitlines()[-1])  # what Ray tells of the lost node is in err
+    return said
 
 
 def training(host: Host) -> list[psutil.Process]:

@@ -89,10 +89,10 @@ def test_what_ray_tells_by_itself_is_not_in_a_commands_output(
         nonlocal out, err
         now = capsys.readouterr()
         out, err = out + now.out, err + now.err
-        return "ends_its_process_once failed" in out + err
+        return "A worker died" in out + err
 
     until(told)
-    assert out == "" and "sleeps failed" not in err
+    assert out == "" and "Task Mortal" not in err
 
 
 def until(true: Callable[[], bool]) -> None:
