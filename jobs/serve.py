@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -17,6 +18,7 @@ from pipeline.config import Config, ServeSection, load_config
 from pipeline.errors import EndpointError, WiselineError
 
 PATIENCE = 10  # seconds beside serve.drain_seconds, for the replicas to be asked
+PROXY_SECONDS = 120
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
@@ -86,7 +88,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
             refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
         if not known and not serve_was_there:  # any free one is chosen late, or Ray's own processes may take it
             port = free_port(section)
-        serve.start(http_options={"host": section.host, "port": port})
+        _listen(section.host, port)
         config = _decided(config)
         try:
             _deploy(config)
@@ -101,6 +103,29 @@ def running_endpoint(config: Config) -> Iterator[str]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _listen(host: str, port: int) -> None:
+    """Returns when Serve's proxy listens. One that is not up within five seconds Serve gives up, which it tells as an
+    error, and starts another one that has more of them. Raises EndpointError."""
+    from ray import serve
+    from ray.exceptions import RayActorError
+    from ray.serve.schema import ProxyStatus
+
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        return
+    except (RayActorError, TimeoutError) as error:
+        late = error
+    until = time.monotonic() + PROXY_SECONDS
+    while set(serve.status().proxies.values()) != {ProxyStatus.HEALTHY}:
+        if time.monotonic() > until:
+            serve.shutdown()
+            raise EndpointError(
+                f"Ray Serve's proxy did not listen at {host}:{port} within {PROXY_SECONDS} seconds; see Ray's logs for the "
+                "reason, or run the same command again when less else runs here."
+            ) from late
+        time.sleep(0.2)
 
 
 def switch_endpoint(serving: Config, wanted: Config) -> Config:

@@ -128,6 +128,17 @@ def training(host: Host) -> list[psutil.Process]:
     return found
 
 
+def until_both_train(hosts: Hosts) -> None:
+    """Whichever is first waits for the other, whose worker may start so late that nothing would be left for it."""
+    first = until(lambda: training(hosts.head) or training(hosts.other))
+    for worker in first:
+        worker.send_signal(signal.SIGSTOP)
+    until(lambda: all(host.processes(title="ray::Worker.train") for host in (hosts.head, hosts.other)))
+    for worker in first:
+        worker.send_signal(signal.SIGCONT)
+    until(lambda: training(hosts.head) and training(hosts.other))
+
+
 @pytest.mark.timeout(900)
 def test_a_round_ends_with_the_same_release_though_the_link_was_cut(hosts: Hosts) -> None:
     edits = write_world(hosts.folder)
@@ -146,7 +157,7 @@ def test_a_round_ends_with_the_same_release_though_the_link_was_cut(hosts: Hosts
 
     with hosts.alive() as alive:
         command = hosts.wiseline("round", store="cut")
-        until(lambda: training(hosts.head) and training(hosts.other))
+        until_both_train(hosts)
         hosts.switch.turn("down")
         hold_the_head()
         assert len(alive()) == 2, "nobody was told"

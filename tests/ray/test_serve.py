@@ -285,9 +285,24 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+FIRST_IS_LATE = """
+import pathlib, time
+from pipeline.serving import carry_on
+
+def in_serves_proxy():
+    try:
+        pathlib.Path(__file__).with_name("first").touch(exist_ok=False)
+        time.sleep(600)
+    except FileExistsError:
+        return carry_on.in_serves_proxy()
+"""
+
+
 @pytest.mark.timeout(600)
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And then answers that have begun end, and new ones are refused."""
+    """Also where Serve gives the first proxy up. Told to stop, it ends answers that have begun and refuses new ones."""
+    (tmp_path / "late_proxy.py").write_text(FIRST_IS_LATE)
+    monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "late_proxy.in_serves_proxy")
     save_model(tmp_path / "model", context_tokens=4096)
     file = ["--set", f"serve.keys_file={tmp_path / 'keys.json'}"]
     drain = ["--set", "serve.drain_seconds=300", "--set", "serve.next_token_seconds=300"]
@@ -299,6 +314,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, monkeypatch
     assert serving.stdout is not None
     lines = iter(serving.stdout.readline, "")
     url = next(json.loads(line)["url"] for line in lines if line.startswith("{"))
+    assert (tmp_path / "first").exists()
     fields: dict[str, Any] = {"model": "wiseline", "prompt": OTHER, "max_tokens": LONG}
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(api_key="wl-wrong", base_url=f"{url}/v1").completions.create(**fields)
@@ -326,7 +342,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, monkeypatch
 
 
 def wiseline(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "RAY_ADDRESS": ""}
     settings = ["--set", f"model.path={folder / 'model'}", "--set", f"store.uri={folder / 'store'}"]
     command = [sys.executable, "-m", "jobs.cli", *arguments, *settings]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
