@@ -88,7 +88,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
             refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
         if not known and not serve_was_there:  # any free one is chosen late, or Ray's own processes may take it
             port = free_port(section)
-        _listen(section.host, port)
+        listen(section.host, port)
         config = _decided(config)
         try:
             _deploy(config)
@@ -105,7 +105,7 @@ def running_endpoint(config: Config) -> Iterator[str]:
             ray.shutdown()
 
 
-def _listen(host: str, port: int) -> None:
+def listen(host: str, port: int) -> None:
     """Returns when Serve's proxy listens. One that is not up within five seconds Serve gives up, which it tells as an
     error, and starts another one that has more of them. Raises EndpointError."""
     from ray import serve
@@ -122,8 +122,8 @@ def _listen(host: str, port: int) -> None:
         if time.monotonic() > until:
             serve.shutdown()
             raise EndpointError(
-                f"Ray Serve's proxy did not listen at {host}:{port} within {PROXY_SECONDS} seconds; see Ray's logs for the "
-                "reason, or run the same command again when less else runs here."
+                f"Ray Serve's proxy did not listen at {host}:{port} within {PROXY_SECONDS} seconds; run the same "
+                "command again when less else runs here, and see Ray's logs for the reason."
             ) from late
         time.sleep(0.2)
 

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from jobs.serve import listen
 from pipeline.serving.keys import create_key
 from tests.ports import free_ports
 from tests.tiny_world import save_model
@@ -38,7 +39,7 @@ def declared(local_ray: None, tmp_path: Path) -> Iterator[tuple[str, str]]:
     [deployment] = said["applications"][0]["deployments"]
     deployment["autoscaling_config"]["min_replicas"] = 1  # this machine has little room
     [port] = free_ports(1)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    listen("127.0.0.1", port)
     try:
         client = _get_global_client()
         client.deploy_apps(ServeDeploySchema.model_validate(said))
