@@ -86,9 +86,10 @@ def running_endpoint(config: Config) -> Iterator[str]:
     try:
         if serve_was_there:  # it listens where it was told to, not where our config says
             refuse_open_door(section, host=_get_global_client().http_config.host or "0.0.0.0")
-        if not known and not serve_was_there:  # any free one is chosen late, or Ray's own processes may take it
-            port = free_port(section)
-        listen(section.host, port)
+        else:
+            if not known:  # any free one is chosen late, or Ray's own processes may take it
+                port = free_port(section)
+            listen(section.host, port)
         config = _decided(config)
         try:
             _deploy(config)
@@ -98,33 +99,35 @@ def running_endpoint(config: Config) -> Iterator[str]:
         finally:
             stop_live_trainer()
             serve.delete(APP_NAME)
-            if not alone and not serve_was_there:  # a Ray of our own takes Serve with it
-                serve.shutdown()
     finally:
+        if not alone and not serve_was_there:  # a Ray of our own takes Serve with it
+            serve.shutdown()
         if ours:
             ray.shutdown()
 
 
 def listen(host: str, port: int) -> None:
-    """Returns when Serve's proxy listens. One that is not up within five seconds Serve gives up, which it tells as an
-    error, and starts another one that has more of them. Raises EndpointError."""
+    """Starts Serve, and returns when its proxy listens. Raises EndpointError where it never does.
+
+    A proxy that is not up in time Serve kills, which `serve.start` tells as an error; the next one has more time."""
     from ray import serve
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
     from ray.serve.schema import ProxyStatus
 
     try:
         serve.start(http_options={"host": host, "port": port})
-        return
-    except (RayActorError, TimeoutError) as error:
-        late = error
+    except TimeoutError:
+        pass
+    except RayError as error:
+        if "killed by `ray.kill`" not in str(error):
+            raise EndpointError(f"Ray Serve's proxy does not start: {str(error).strip().splitlines()[-1]}") from error
     until = time.monotonic() + PROXY_SECONDS
     while set(serve.status().proxies.values()) != {ProxyStatus.HEALTHY}:
         if time.monotonic() > until:
-            serve.shutdown()
             raise EndpointError(
                 f"Ray Serve's proxy did not listen at {host}:{port} within {PROXY_SECONDS} seconds; run the same "
                 "command again when less else runs here, and see Ray's logs for the reason."
-            ) from late
+            )
         time.sleep(0.2)
 
 
