@@ -1,6 +1,6 @@
 """The resident trainer: a Ray actor that stays beside an endpoint and turns what is posted into live releases."""
 
-import threading
+import contextlib
 import time
 from typing import Any
 
@@ -24,10 +24,7 @@ NAME = "wiseline-live-trainer"
 NAMESPACE = "wiseline"
 LOOK_SECONDS = 0.5  # between two looks at the log when there is nothing to do
 LONGEST_PAUSE = 60.0  # seconds between two attempts at the same failure
-STOP_SECONDS = 10.0  # a trainer that is in the middle of a step has so long to end it
 FOR_EVER = -1
-
-_runs: list[Any] = []  # the call of `run` that this process made
 
 
 class LiveTrainer:
@@ -36,17 +33,12 @@ class LiveTrainer:
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(config.training.threads)
         self._config = config
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Beside `run`, which ends after its step, where it has the time."""
-        self._stopping.set()
 
     def run(self) -> None:
-        """Until it is stopped. One step after another; what was posted during one is the next one's batch. A process
-        that dies is started again by Ray, and with it this call: where to go on is in the store."""
+        """Never returns. One step after another; what was posted during one is the next one's batch. A process that
+        dies is started again by Ray, and with it this call: where to go on is in the store."""
         pause, editor = 0.0, None
-        while not self._stopping.is_set():
+        while True:
             try:
                 editor = editor or self._editor()
                 began = time.monotonic()
@@ -63,7 +55,7 @@ class LiveTrainer:
                 record("wiseline_live_release_seconds", time.monotonic() - began)
                 log.info("Release %d holds %d edits.", release.number, release.edits)
             else:
-                self._stopping.wait(pause or LOOK_SECONDS)
+                time.sleep(pause or LOOK_SECONDS)
 
     def _editor(self) -> LiveEditor:
         config = self._config
@@ -90,24 +82,14 @@ def start_live_trainer(config: Config) -> Any:
             num_gpus=gpus_per_worker(config, whole_model=True),
             max_restarts=FOR_EVER,
             max_task_retries=FOR_EVER,
-            max_concurrency=2,  # `stop` beside `run`
         )
         .remote(config)
     )
-    _runs.append(trainer.run.remote())
+    trainer.run.remote()
     return trainer
 
 
 def stop_live_trainer() -> None:
-    """Nothing is lost: the log has what was posted. One that this process started has time to end its step: a call that
-    was seen to end is none that Ray sees fail with the actor, and tells the user of. Any other is killed at once."""
-    runs = [*_runs]
-    _runs.clear()
-    try:
-        trainer = ray.get_actor(NAME, namespace=NAMESPACE)
-    except ValueError:  # there is none
-        return
-    trainer.stop.remote()
-    if runs:
-        ray.wait(runs, timeout=STOP_SECONDS)
-    ray.kill(trainer)
+    """Nothing is lost: the log has what was posted."""
+    with contextlib.suppress(ValueError):  # there is none
+        ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))

@@ -11,10 +11,8 @@ from typing import Any
 
 import openai
 import pytest
-import ray
 
 from jobs.serve import running_endpoint
-from pipeline.actors import live_trainer
 from pipeline.config import Config, load_config
 from pipeline.round_diary import Event, ShardNews
 from pipeline.rounds import run_round
@@ -120,23 +118,6 @@ def test_the_life_of_posted_edits(live: Live) -> None:
     assert not folded.live.failed
     # What dashboards and alerts ask for, of this round and this endpoint.
     wait_for(asked_for(), since=live.metrics, seconds=PATIENCE)
-
-
-def test_a_trainer_is_killed_when_its_call_has_ended_here(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a call that this process did not see end Ray would tell the user that it failed and is made again."""
-    first, second = demo_edits(208, 2)
-    live.until(live.post(first)[0], "served")  # it has started
-    [run], kill, ended = live_trainer._runs, ray.kill, list[bool]()
-
-    def kill_and_look(actor: Any) -> None:
-        ended.append(bool(ray.wait([run], timeout=0)[0]))
-        kill(actor)
-
-    monkeypatch.setattr(ray, "kill", kill_and_look)
-    live_trainer.start_live_trainer(live.config)
-    assert ended == [True]
-    live.until(live.post(second)[0], "served")
-    assert live.ask(second["prompt"]) == second["target"]
 
 
 def folded_by_a_round(live: Live, *, while_it_trains: Callable[[], object]) -> Any:
